@@ -1,0 +1,118 @@
+"""How a value is cut over a logical mesh, and what the layout search hands to lowering."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Sharding:
+    """Mesh axes per dimension, major to minor; `partial` are axes over which the value is an unfinished sum."""
+
+    dims: tuple[tuple[str, ...], ...]
+    partial: tuple[str, ...] = ()
+
+    @staticmethod
+    def replicated(rank: int) -> Sharding:
+        return Sharding(((),) * rank)
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Axes that cut some dimension, in order of dimensions."""
+        return tuple(a for d in self.dims for a in d)
+
+    def without(self, axis: str) -> Sharding:
+        return Sharding(tuple(tuple(a for a in d if a != axis) for d in self.dims), self.partial)
+
+    def with_axis(self, dim: int, axis: str, position: int | None = None) -> Sharding:
+        """Cut `dim` by `axis` as well, as the minor-most axis unless `position` says otherwise."""
+        old = self.dims[dim]
+        at = len(old) if position is None else position
+        new = (*old[:at], axis, *old[at:])
+        return Sharding((*self.dims[:dim], new, *self.dims[dim + 1 :]), self.partial)
+
+    def local_shape(self, shape: tuple[int, ...], sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """Shape of one device's block (rounded up where a dimension does not divide)."""
+        out = []
+        for n, axes in zip(shape, self.dims, strict=True):
+            k = 1
+            for a in axes:
+                k *= sizes[a]
+            out.append(-(-n // k))
+        return tuple(out)
+
+    def cut(self, sizes: Mapping[str, int]) -> int:
+        """Number of different blocks."""
+        k = 1
+        for a in self.axes:
+            k *= sizes[a]
+        return k
+
+    def divides(self, shape: tuple[int, ...], sizes: Mapping[str, int]) -> bool:
+        for n, axes in zip(shape, self.dims, strict=True):
+            k = 1
+            for a in axes:
+                k *= sizes[a]
+            if n % k:
+                return False
+        return True
+
+    def __str__(self) -> str:
+        text = ", ".join("*".join(d) if d else "-" for d in self.dims)
+        return f"[{text}]" + (f" partial {'*'.join(self.partial)}" if self.partial else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Reduction:
+    """How an operation finishes a partial sum: `dim` None is an all-reduce, else a reduce-scatter onto that result dimension."""
+
+    axes: tuple[str, ...]
+    dim: int | None
+    combine: str = "sum"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One collective of a reshard on the way to the sharding `to`.
+
+    kind: "all_gather" | "all_to_all" | "permute" | "slice" | "all_reduce" | "reduce_scatter".
+    `axes` are the mesh axes involved, `dim` the dimension gathered / left, `to_dim` the dimension cut (all_to_all, slice).
+    `size_bytes` is the larger of one device's operand and result (0 for a slice).
+    """
+
+    kind: str
+    axes: tuple[str, ...]
+    to: Sharding
+    size_bytes: int
+    dim: int = -1
+    to_dim: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class OpDecision:
+    """What lowering must do at one operation.
+
+    `operands[i]` is the sharding that operand i is brought to before the operation (None: whatever it has), `results[i]`
+    the sharding of result i afterwards, `reductions` are applied in order to the local result. `manual` asks for a local
+    program (shard_map) so that the compiler has no choice left.
+    """
+
+    operands: tuple[Sharding | None, ...]
+    results: tuple[Sharding | None, ...]
+    reductions: tuple[Reduction, ...] = ()
+    manual: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A whole program's cut: the sharding of every value at its definition, shared copies, and decisions per operation.
+
+    `shared[v]` is the one resharded copy of value v that several consumers use (a parameter gathered once for the forward
+    and the backward pass).
+    """
+
+    axis_sizes: tuple[tuple[str, int], ...]
+    values: Mapping[int, Sharding]
+    shared: Mapping[int, Sharding]
+    ops: Mapping[int, OpDecision]
