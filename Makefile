@@ -1,0 +1,41 @@
+# `make demo` and `make test` work on a fresh machine: they make .venv, install into it once, then run.
+VENV ?= .venv
+PYTHON ?= $(shell .ci/find-python 3.11 3.12 3.13)
+WORKERS ?= 2
+BIN := $(VENV)/bin
+# -qq: pip prints errors only.
+PIP = $(BIN)/python -m pip --quiet --quiet --no-input --disable-pip-version-check
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.demo-installed
+	$(BIN)/parallelizer demo
+
+test: lint
+	$(BIN)/python -m pytest -q -n $(WORKERS)
+
+lint: $(VENV)/.test-installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.test-installed
+	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file" --json; done
+
+clean:
+	rm -rf $(VENV) .venv312 build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis plan.html
+
+$(BIN)/python:
+	@test -n "$(PYTHON)"
+	@echo "Making $(VENV) with $(PYTHON)"
+	@"$(PYTHON)" -m venv "$(VENV)"
+
+$(VENV)/.demo-installed: pyproject.toml | $(BIN)/python
+	@echo "Installing parallelizer for the demo into $(VENV)"
+	@$(PIP) install -e ".[demo]"
+	@touch $@
+
+$(VENV)/.test-installed: pyproject.toml | $(BIN)/python
+	@echo "Installing parallelizer and its test tools into $(VENV) (a few minutes the first time)"
+	@$(PIP) install -e ".[test]"
+	@touch $@ $(VENV)/.demo-installed

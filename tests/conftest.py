@@ -1,0 +1,28 @@
+"""What every test runs under: eight virtual CPU devices, and property tests that draw the same examples each time."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+if "jax" in sys.modules:
+    raise RuntimeError("JAX was imported before tests/conftest.py could ask for eight CPU devices")
+
+_FLAG = "--xla_force_host_platform_device_count"
+_others = re.sub(rf"{_FLAG}=\d+", "", os.environ.get("XLA_FLAGS", ""))
+os.environ["XLA_FLAGS"] = f"{_others} {_FLAG}=8".strip()
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The checkout that the tests run in."""
+    return Path(__file__).resolve().parent.parent

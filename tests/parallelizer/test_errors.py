@@ -1,0 +1,206 @@
+"""Every user-facing error says what, where, the arithmetic and the way out."""
+
+from __future__ import annotations
+
+import ast
+import json
+import pickle
+import sys
+from pathlib import Path
+
+import pytest
+
+from parallelizer import errors, wording
+from parallelizer.errors import ParallelizerError
+
+
+def _raised(call) -> BaseException:
+    try:
+        call()
+    except BaseException as error:
+        return error
+    raise AssertionError("nothing was raised")
+
+
+def _user_step() -> None:
+    raise TypeError("cannot branch on a tracer\nlong explanation")
+
+
+SPEC = {
+    "not_divisible": (
+        errors.NotDivisibleError.of("batch/tokens", 0, 30, {"x": 2, "y": 4}),
+        ["batch/tokens", "dimension 0", "x=2 x y=4 gives 8", "30 = 3 * 8 + 6", "24 or 32", "over x alone"],
+    ),
+    "not_divisible_small": (
+        errors.NotDivisibleError.of("w", 1, 3, {"x": 8}),
+        ["3 = 0 * 8 + 3", "make the dimension 8 (any multiple of 8)"],
+    ),
+    "unknown_axis": (
+        errors.UnknownAxisError.of("modle", "P('modle')", {"data": 2, "model": 4}),
+        ["'modle'", "P('modle')", "data=2, model=4", "did you mean 'model'?"],
+    ),
+    "unknown_path": (
+        errors.UnknownPathError.of("state/parms/w", ["state/params/w", "state/params/b", "batch"]),
+        ["'state/parms/w'", "0 of 3 paths", "did you mean 'state/params/w'", "batch"],
+    ),
+    "bad_pin": (
+        errors.BadPinError.of("state/params/b", "P('x', 'y')", "it has fewer dimensions", (64,)),
+        ["state/params/b", "P('x', 'y')", "1 dimensions: (64,)", "one entry per dimension"],
+    ),
+    "mesh_size": (
+        errors.MeshSizeError.of({"x": 2, "y": 3}, "cpu:8", 8),
+        ["cpu:8 has 8", "x=2 x y=3 = 6, not 8", "product is 8"],
+    ),
+    "does_not_fit": (
+        errors.DoesNotFitError.of(
+            20_000_000_000, 16_000_000_000, [("optimizer state", 9_000_000_000)], [("batch 256", 15_500_000_000)]
+        ),
+        [
+            "4 GB per device are missing",
+            "needs 20 GB (20000000000 B)",
+            "16 GB",
+            "9 GB  optimizer state",
+            "batch 256 (then 15.5 GB",
+        ],
+    ),
+    "does_not_fit_bare": (errors.DoesNotFitError.of(1000, 400), ["600 B", "memory_bytes=1000"]),
+    "not_traceable": (
+        errors.NotTraceableError.of("train_step", _raised(_user_step)),
+        ["train_step", "TypeError", "test_errors.py", "(_user_step)", "cannot branch on a tracer", "static_argnums"],
+    ),
+    "unknown_topology": (
+        errors.UnknownTopologyError.of("v5z:4x4", ["v5e:4x4", "v5p:4x4x4", "cpu:N"]),
+        ["'v5z:4x4'", "v5p:4x4x4, cpu:N", "did you mean 'v5e:4x4'", "doctor"],
+    ),
+    "unknown_name": (
+        errors.UnknownNameError.of("model", "gtp2-124m", ["gpt2-124m", "llama3-8b"]),
+        ["unknown model 'gtp2-124m'", "llama3-8b", "did you mean 'gpt2-124m'", "module:function"],
+    ),
+    "too_few_devices": (
+        errors.TooFewDevicesError.of(8, 1, "cpu"),
+        ["8 devices", "8 - 1 = 7", "--xla_force_host_platform_device_count=8", "ask for 1"],
+    ),
+    "plan_file": (
+        errors.PlanFileError.of("plan.json", "not JSON", "line 3 column 1: expected a value"),
+        ["plan.json", "not JSON", "line 3 column 1", "plan.save"],
+    ),
+    "plan_mismatch": (
+        errors.PlanMismatchError.of(
+            "aa11",
+            "bb22",
+            {"w": "float32[8]", "b": "int32[]"},
+            {"w": "float32[16]"},
+            {"dot": 3, "add": 1},
+            {"dot": 4, "add": 1},
+        ),
+        [
+            "aa11",
+            "bb22",
+            "w: float32[8] in the plan, float32[16] in the function",
+            "b: int32[] in the plan, absent",
+            "dot: 3",
+            "pz.plan",
+        ],
+    ),
+    "plan_mismatch_inside": (
+        errors.PlanMismatchError.of("aa11", "bb22", {}, {}, {"dot": 3}, {"dot": 3}),
+        ["aa11", "connected differently", "pz.plan"],
+    ),
+    "shape_mismatch": (
+        errors.ShapeMismatchError.of({"batch/x": "float32[8,4]", "w": "f"}, {"batch/x": "float32[6,4]", "w": "f"}),
+        ["1 of 2", "where: batch/x", "float32[8,4] in the plan, float32[6,4] in this call", "parallelize"],
+    ),
+    "mesh_mismatch": (
+        errors.MeshMismatchError.of([("params/w", "mesh d=4 over devices 0-3")], "x=8"),
+        ["1 arguments", "params/w: mesh d=4", "the plan's mesh: x=8", "device_put", "pz.init"],
+    ),
+    "ahead_of_time": (
+        errors.AheadOfTimeError.of("v5e:2x4", "libtpu is not installed", ["pip install 'parallelizer[tpu]'"]),
+        ["v5e:2x4", "libtpu is not installed", "parallelizer[tpu]", "planning works"],
+    ),
+    "unknown_primitive": (
+        errors.UnknownPrimitiveError.of([("fancy", 3, "model.py:7 (f)")]),
+        ["fancy x 3, first at model.py:7 (f)", "strict=False"],
+    ),
+    "compilation": (
+        errors.CompilationError.of("v5e:2x4", RuntimeError("RESOURCE_EXHAUSTED: Ran out of memory\nmore")),
+        ["v5e:2x4", "RuntimeError", "RESOURCE_EXHAUSTED: Ran out of memory", "smaller memory_bytes"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SPEC)
+def test_text_has_every_part(name: str) -> None:
+    error, parts = SPEC[name]
+    text = str(error)
+    assert [p for p in parts if p not in text] == [], text
+    assert error.what in text and error.way_out and all(w in text for w in error.way_out)
+
+
+@pytest.mark.parametrize("name", SPEC)
+def test_survives_pickle_and_json(name: str) -> None:
+    error, _ = SPEC[name]
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error) and str(again) == str(error) and again.details == error.details
+    assert json.loads(json.dumps(error.to_dict()))["what"] == error.what
+
+
+def test_every_class_is_covered() -> None:
+    defined = {c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, ParallelizerError)}
+    assert defined - {ParallelizerError} == {type(error) for error, _ in SPEC.values()}
+
+
+def test_the_remaining_devices_hint_is_for_cpu_only() -> None:
+    assert "XLA_FLAGS" not in str(errors.TooFewDevicesError.of(8, 4, "tpu"))
+
+
+def test_compiler_failures_other_than_memory_ask_for_a_report() -> None:
+    assert "report it" in str(errors.CompilationError.of("cpu:8", ValueError("INTERNAL: bug")))
+
+
+def test_long_lists_are_counted_not_printed() -> None:
+    planned = {f"leaf{i}": "float32[8]" for i in range(20)}
+    text = str(errors.ShapeMismatchError.of(planned, dict.fromkeys(planned, "float32[4]")))
+    assert "leaf7" in text and "leaf8" not in text and "... and 12 more" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "expected"),
+    [
+        ("modle", ["data", "model"], ("model",)),
+        ("MODEL", ["data", "model"], ("model",)),
+        ("kernel", ["params/mlp/kernel", "params/mlp/bias"], ("params/mlp/kernel",)),
+        ("zzz", ["data", "model"], ()),
+        ("", ["data"], ()),
+    ],
+)
+def test_nearest(name: str, known: list[str], expected: tuple[str, ...]) -> None:
+    assert errors.nearest(name, known) == expected
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1500, "1.5 kB"),
+        (16_000_000_000, "16 GB"),
+        (-2_500_000, "-2.5 MB"),
+        (5e15, "5000 TB"),
+    ],
+)
+def test_bytes_text(size_bytes: float, text: str) -> None:
+    assert errors.bytes_text(size_bytes) == text
+
+
+def test_user_line_of_an_error_without_traceback_is_empty() -> None:
+    assert errors.user_line(ValueError("x")) == ""
+
+
+def test_errors_need_the_standard_library_only() -> None:
+    for module in (errors, wording):
+        tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
+        imported = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+        imported |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+        foreign = {m for m in imported if m.split(".")[0] not in sys.stdlib_module_names}
+        assert foreign <= {"parallelizer.wording"}
