@@ -1,0 +1,359 @@
+"""What presolve leaves to be solved, the working copy it edits on the way, and the record that undoes it.
+
+`Workspace` starts as a normalised copy of a `Problem` (impossible entries infinite, float64, times reduced to those where
+memory can peak) and offers the exact edits of presolve, each writing its undo record. `Core` is the frozen result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .problem import IMPOSSIBLE, Problem
+
+EXACT_LIMIT = 2.0**52  # integers below are exact in float64, sums included
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CoreEdge:
+    """`matrix[row_of[s_u], col_of[s_v]]`, float64, infinite entries impossible; no two edges join the same nodes."""
+
+    u: int
+    v: int
+    matrix: np.ndarray
+    row_of: np.ndarray
+    col_of: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CoreItem:
+    """`usage` bytes [strategies] on the rows `first <= row < last` of the reduced times."""
+
+    node: int
+    first: int
+    last: int
+    usage: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Core:
+    """A reduced problem. `room` [rows] is what the limit leaves for the items; `constant` is the cost already decided.
+
+    `integral`: all costs are integers small enough that float64 sums of them are exact.
+    """
+
+    costs: tuple[np.ndarray, ...]
+    edges: tuple[CoreEdge, ...]
+    items: tuple[CoreItem, ...]
+    room: np.ndarray
+    constant: float
+    integral: bool
+
+    def cost(self, choice: np.ndarray) -> float:
+        total = self.constant + sum(float(c[s]) for c, s in zip(self.costs, choice, strict=True))
+        return total + sum(
+            float(e.matrix[e.row_of[choice[e.u]], e.col_of[choice[e.v]]]) for e in self.edges
+        )
+
+    def usage(self, choice: np.ndarray) -> np.ndarray:
+        """Bytes [rows] that the items take under `choice` [nodes]."""
+        change = np.zeros(len(self.room) + 1)
+        for item in self.items:
+            size = item.usage[choice[item.node]]
+            change[item.first] += size
+            change[item.last] -= size
+        return np.cumsum(change)[:-1]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Undo:
+    """One step back. `kind`: "restrict" (table: new strategy -> old; forward: old -> new or -1), "follow" (node = table of
+    `other`'s strategy), "between" (node = table of the strategies of `other` and `third`)."""
+
+    kind: str
+    node: int
+    table: np.ndarray
+    other: int = -1
+    third: int = -1
+    forward: np.ndarray | None = None
+
+
+class Infeasible(Exception):
+    """Raised inside the solver when no choice exists. `over_bytes`: the least over-use, 0 when costs forbid all."""
+
+    def __init__(self, over_bytes: float = 0.0) -> None:
+        super().__init__(f"infeasible by {over_bytes} bytes")
+        self.over_bytes = over_bytes
+
+
+def maximal_times(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Times [rows] whose live sets contain every other time's: the last start before each run of ends."""
+    begin = np.unique(starts)
+    finish = np.unique(ends)
+    # A start is maximal if an interval ends before (or at) the next start.
+    upto = np.append(begin[1:], np.iinfo(np.int64).max)
+    position = np.searchsorted(finish, begin, side="right")
+    ends_next = finish[np.minimum(position, len(finish) - 1)]
+    return begin[(position < len(finish)) & (ends_next <= upto)]
+
+
+@dataclass(slots=True)
+class Workspace:
+    """The mutable problem that presolve works on. Nodes keep their numbers; `alive` says which are left."""
+
+    cost: list[np.ndarray]
+    alive: list[bool]
+    near: list[dict[int, int]]
+    edge_u: list[int]
+    edge_v: list[int]
+    matrix: list[np.ndarray]
+    row_of: list[np.ndarray]
+    col_of: list[np.ndarray]
+    items: list[dict[tuple[int, int], np.ndarray]]
+    base: np.ndarray
+    limit: float
+    integral: bool
+    constant: float = 0.0
+    undo: list[Undo] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, problem: Problem) -> Workspace:
+        cost = [_normalised(c) for c in problem.node_costs]
+        finite_sum = sum(float(np.abs(c[np.isfinite(c)]).max(initial=0.0)) for c in cost)
+        shared: dict[int, np.ndarray] = {}
+        largest: dict[int, float] = {}
+        for e in problem.edges:
+            key = id(e.matrix)
+            if key not in shared:
+                m = shared[key] = _normalised(e.matrix)
+                largest[key] = float(np.abs(m[np.isfinite(m)]).max(initial=0.0))
+            finite_sum += largest[key]
+        limit = np.inf if problem.memory_limit is None else float(problem.memory_limit)
+        work = cls(
+            cost=cost,
+            alive=[True] * len(cost),
+            near=[{} for _ in cost],
+            edge_u=[],
+            edge_v=[],
+            matrix=[],
+            row_of=[],
+            col_of=[],
+            items=[{} for _ in cost],
+            base=np.zeros(0),
+            limit=limit,
+            integral=problem.integral and finite_sum < EXACT_LIMIT,
+        )
+        if limit < np.inf:
+            work._add_memory(problem)
+        identity = [np.arange(n) for n in range(max((c.size for c in cost), default=0) + 1)]
+        for e in problem.edges:
+            row = identity[cost[e.u].size] if e.row_of is None else np.asarray(e.row_of, dtype=np.int64)
+            col = identity[cost[e.v].size] if e.col_of is None else np.asarray(e.col_of, dtype=np.int64)
+            work.add_edge(e.u, e.v, shared[id(e.matrix)], row, col)
+        return work
+
+    def _add_memory(self, problem: Problem) -> None:
+        live = [m for m in problem.memory if m.start < m.end and m.usage.size and m.usage.max() > 0]
+        starts = np.array([m.start for m in live], dtype=np.int64)
+        ends = np.array([m.end for m in live], dtype=np.int64)
+        times = maximal_times(starts, ends) if live else np.zeros(1, dtype=np.int64)
+        first, last = np.searchsorted(times, starts), np.searchsorted(times, ends)
+        self.base = np.zeros(len(times))
+        for m, a, b in zip(live, first.tolist(), last.tolist(), strict=True):
+            if a < b:
+                self.add_item(m.node, a, b, m.usage.astype(np.float64))
+
+    def add_item(self, node: int, first: int, last: int, usage: np.ndarray) -> None:
+        """Add usage on rows; what every strategy uses goes to the base, equal intervals are summed."""
+        items = self.items[node]
+        if (first, last) in items:
+            usage = usage + items.pop((first, last))
+        least = usage.min() if usage.size else 0.0
+        if least:
+            self.base[first:last] += least
+            usage = usage - least
+        if usage.any():
+            items[first, last] = usage
+
+    def add_edge(self, u: int, v: int, matrix: np.ndarray, row_of: np.ndarray, col_of: np.ndarray) -> int:
+        """Join u and v; a parallel edge is summed into the one that is there. Returns the edge's number."""
+        old = self.near[u].get(v)
+        if old is None:
+            number = len(self.matrix)
+            self.edge_u.append(u)
+            self.edge_v.append(v)
+            self.matrix.append(matrix)
+            self.row_of.append(row_of)
+            self.col_of.append(col_of)
+            self.near[u][v] = self.near[v][u] = number
+            return number
+        if self.edge_u[old] != u:
+            matrix, row_of, col_of = matrix.T, col_of, row_of
+        one, one_row, one_col = self.matrix[old], self.row_of[old], self.col_of[old]
+        _, row_at, rows = np.unique(one_row * matrix.shape[0] + row_of, return_index=True, return_inverse=True)
+        _, col_at, cols = np.unique(one_col * matrix.shape[1] + col_of, return_index=True, return_inverse=True)
+        self.matrix[old] = (
+            one[np.ix_(one_row[row_at], one_col[col_at])] + matrix[np.ix_(row_of[row_at], col_of[col_at])]
+        )
+        self.row_of[old], self.col_of[old] = rows, cols
+        return old
+
+    def oriented(self, number: int, u: int) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
+        """The other end, the matrix with u's strategies on its rows, the map of u, the map of the other end."""
+        if self.edge_u[number] == u:
+            return self.edge_v[number], self.matrix[number], self.row_of[number], self.col_of[number]
+        return self.edge_u[number], self.matrix[number].T, self.col_of[number], self.row_of[number]
+
+    def remove_edge(self, number: int) -> None:
+        u, v = self.edge_u[number], self.edge_v[number]
+        del self.near[u][v], self.near[v][u]
+
+    def restrict(self, u: int, keep: np.ndarray, into: np.ndarray | None = None) -> None:
+        """Leave the strategies `keep` (numbers, ascending). `into` [strategies] maps removed ones to their better."""
+        size = self.cost[u].size
+        forward = np.full(size, -1)
+        forward[keep] = np.arange(keep.size)
+        if into is not None:
+            forward = forward[into]
+        self.undo.append(Undo("restrict", u, keep, forward=forward))
+        self.cost[u] = self.cost[u][keep]
+        for number in self.near[u].values():
+            maps = self.row_of if self.edge_u[number] == u else self.col_of
+            maps[number] = maps[number][keep]
+        items, self.items[u] = self.items[u], {}
+        for (first, last), usage in items.items():
+            self.add_item(u, first, last, usage[keep])
+        if keep.size == 0:
+            raise Infeasible
+
+    def follow(self, v: int, u: int, table: np.ndarray) -> None:
+        """v's strategy is `table[u's strategy]`: move everything v has onto u and drop v."""
+        self.undo.append(Undo("follow", v, table, other=u))
+        tie = self.near[u][v]
+        _, matrix, rows, cols = self.oriented(tie, u)
+        self.cost[u] = self.cost[u] + self.cost[v][table] + matrix[rows, cols[table]]
+        self.remove_edge(tie)
+        for (first, last), usage in self.items[v].items():
+            self.add_item(u, first, last, usage[table])
+        for number in list(self.near[v].values()):
+            w, matrix, rows, cols = self.oriented(number, v)
+            self.remove_edge(number)
+            self.add_edge(u, w, matrix, rows[table], cols)
+        self._drop(v)
+
+    def fix(self, u: int) -> None:
+        """Drop a node with one strategy left: its row of every edge becomes cost of the neighbour."""
+        for number in list(self.near[u].values()):
+            w, matrix, rows, cols = self.oriented(number, u)
+            self.cost[w] = self.cost[w] + matrix[rows[0]][cols]
+            self.remove_edge(number)
+        self.constant += float(self.cost[u][0])
+        self.undo.append(Undo("follow", u, np.zeros(1, dtype=np.int64), other=-1))
+        self._drop(u)
+
+    def eliminate(self, u: int) -> None:
+        """Drop a node without memory and at most two neighbours: its best answer becomes cost of what is left."""
+        around = list(self.near[u].values())
+        if not around:
+            best = int(np.argmin(self.cost[u]))
+            self.constant += float(self.cost[u][best])
+            self.undo.append(Undo("follow", u, np.array([best]), other=-1))
+        elif len(around) == 1:
+            w, matrix, rows, cols = self.oriented(around[0], u)
+            total = self.cost[u][:, None] + matrix[rows]
+            self.undo.append(Undo("follow", u, total.argmin(axis=0)[cols], other=w))
+            self.remove_edge(around[0])
+            self.cost[w] = self.cost[w] + total.min(axis=0)[cols]
+        else:
+            v, left, left_rows, v_map = self.oriented(around[0], u)
+            w, right, right_rows, w_map = self.oriented(around[1], u)
+            one, two = left[left_rows] + self.cost[u][:, None], right[right_rows]
+            best = np.empty((one.shape[1], two.shape[1]), dtype=np.int64)
+            matrix = np.empty(best.shape)
+            for i in range(one.shape[1]):
+                total = one[:, i][:, None] + two
+                best[i] = total.argmin(axis=0)
+                matrix[i] = total.min(axis=0)
+            self.undo.append(Undo("between", u, best[np.ix_(v_map, w_map)], other=v, third=w))
+            self.remove_edge(around[0])
+            self.remove_edge(around[1])
+            self.add_edge(v, w, matrix, v_map, w_map)
+        self._drop(u)
+
+    def _drop(self, u: int) -> None:
+        self.alive[u] = False
+        self.items[u] = {}
+        self.cost[u] = self.cost[u][:0]
+
+    def room(self) -> np.ndarray:
+        return self.limit - self.base
+
+    def freeze(self) -> tuple[Core, np.ndarray]:
+        """The core and the original numbers [nodes] of its nodes."""
+        nodes = np.flatnonzero(self.alive)
+        number = np.full(len(self.alive), -1)
+        number[nodes] = np.arange(nodes.size)
+        numbers = sorted({e for u in nodes for e in self.near[u].values()})
+        edges = tuple(
+            CoreEdge(int(number[self.edge_u[e]]), int(number[self.edge_v[e]]), *compact(self.matrix[e], self.row_of[e], self.col_of[e]))
+            for e in numbers
+        )
+        items = tuple(
+            CoreItem(int(number[u]), first, last, usage)
+            for u in nodes.tolist()
+            for (first, last), usage in sorted(self.items[u].items(), key=lambda pair: pair[0])
+        )
+        costs = tuple(self.cost[u] for u in nodes)
+        return Core(costs, edges, items, self.room(), self.constant, self.integral), nodes
+
+
+def restore(undo: Sequence[Undo], nodes: np.ndarray, total: int, choice: np.ndarray) -> np.ndarray:
+    """The choice [total] of the original problem from the core's `choice`, cost and memory unchanged."""
+    full = np.zeros(total, dtype=np.int64)
+    full[nodes] = choice
+    for step in reversed(undo):
+        if step.kind == "restrict":
+            full[step.node] = step.table[full[step.node]]
+        elif step.kind == "follow":
+            full[step.node] = step.table[full[step.other] if step.other >= 0 else 0]
+        else:
+            full[step.node] = step.table[full[step.other], full[step.third]]
+    return full
+
+
+def project(undo: Sequence[Undo], nodes: np.ndarray, choice: Sequence[int]) -> np.ndarray | None:
+    """The core's choice that stands for an original one, None if it uses a strategy that can not be chosen."""
+    full = np.array(choice, dtype=np.int64)
+    for step in undo:
+        if step.kind == "restrict" and step.forward is not None:
+            full[step.node] = step.forward[full[step.node]]
+            if full[step.node] < 0:
+                return None
+    return full[nodes]
+
+
+def compact(
+    matrix: np.ndarray, row_of: np.ndarray, col_of: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same costs with unused rows and columns dropped and equal ones shared."""
+    used, rows = np.unique(row_of, return_inverse=True)
+    matrix = matrix[used]
+    used, cols = np.unique(col_of, return_inverse=True)
+    matrix = matrix[:, used]
+    distinct, inverse = _distinct_rows(matrix)
+    matrix, rows = matrix[distinct], inverse[rows]
+    distinct, inverse = _distinct_rows(matrix.T)
+    return np.ascontiguousarray(matrix[:, distinct]), rows, inverse[cols]
+
+
+def _distinct_rows(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    seen: dict[bytes, int] = {}
+    inverse = np.array([seen.setdefault(row.tobytes(), len(seen)) for row in matrix], dtype=np.int64)
+    _, first = np.unique(inverse, return_index=True)
+    return first, inverse
+
+
+def _normalised(costs: np.ndarray) -> np.ndarray:
+    return np.where(costs >= IMPOSSIBLE, np.inf, costs).astype(np.float64)
