@@ -1,0 +1,100 @@
+"""The training step that the plain-pytree models share: gradients, AdamW with clipping, metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from parallelizer.zoo.model import Step, check_choice
+
+Loss = Callable[[Any, Any, jax.Array | None], jax.Array]
+METRICS = ("loss", "grad_norm")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingConfig:
+    """How the parameters are updated.
+
+    `clip_norm` bounds the global gradient norm (None: no clipping); `weight_decay` acts on matrices and embeddings, not on
+    biases and norms; `warmup_steps` raises the learning rate linearly from zero; `metrics` names what the step returns
+    (an empty tuple for a step that computes nothing but the new state).
+    """
+
+    learning_rate: float = 3e-4
+    weight_decay: float = 0.1
+    clip_norm: float | None = 1.0
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    warmup_steps: int = 0
+    metrics: tuple[str, ...] = METRICS
+
+    def __post_init__(self) -> None:
+        for metric in self.metrics:
+            check_choice("metrics", metric, METRICS)
+
+
+def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
+    """AdamW (Loshchilov & Hutter, arXiv:1711.05101); plain Adam where the weight decay is zero."""
+    rate: Any = config.learning_rate
+    if config.warmup_steps:
+        rate = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
+    if config.weight_decay:
+        update = optax.adamw(
+            rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=decayed
+        )
+    else:
+        update = optax.adam(rate, b1=config.b1, b2=config.b2, eps=config.eps)
+    if config.clip_norm is None:
+        return update
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+
+
+def decayed(params: Any) -> Any:
+    """True for the leaves that weight decay acts on: those named kernel or embedding."""
+
+    def is_matrix(path: tuple[Any, ...], _: Any) -> bool:
+        return getattr(path[-1], "key", None) in ("kernel", "embedding")
+
+    return jax.tree_util.tree_map_with_path(is_matrix, params)
+
+
+def make_init(init_params: Callable[[jax.Array], Any], config: TrainingConfig, random: bool) -> Callable[..., Any]:
+    """`init(key) -> {"params", "opt_state", "step"}`, and "key" where the step draws random numbers."""
+    optimizer = make_optimizer(config)
+
+    def init(key: jax.Array) -> dict[str, Any]:
+        params_key, step_key = jax.random.split(key)
+        params = init_params(params_key)
+        state = {"params": params, "opt_state": optimizer.init(params), "step": jnp.zeros((), jnp.int32)}
+        return state | {"key": step_key} if random else state
+
+    return init
+
+
+def make_step(loss: Loss, config: TrainingConfig) -> Step:
+    """The training step for `loss(params, batch, key) -> scalar`; `key` is None unless the state holds one."""
+    optimizer = make_optimizer(config)
+
+    def train_step(state: Mapping[str, Any], batch: Any) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+        new_state: dict[str, Any] = {}
+        key = None
+        if "key" in state:
+            new_state["key"], key = jax.random.split(state["key"])
+        value, gradients = jax.value_and_grad(loss)(state["params"], batch, key)
+        updates, new_state["opt_state"] = optimizer.update(gradients, state["opt_state"], state["params"])
+        new_state["params"] = optax.apply_updates(state["params"], updates)
+        new_state["step"] = state["step"] + 1
+        metrics = {}
+        if "loss" in config.metrics:
+            metrics["loss"] = value
+        if "grad_norm" in config.metrics:
+            metrics["grad_norm"] = optax.global_norm(gradients)
+        return new_state, metrics
+
+    return train_step
