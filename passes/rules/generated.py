@@ -1,0 +1,33 @@
+"""Values that are made, not moved: counters and random bits. They can be made in any sharding at the place of use."""
+
+from __future__ import annotations
+
+from passes.rules.notation import Rule, letters, rule_of
+from passes.rules.registry import View, rule
+
+
+@rule("iota", "empty", "broadcasted_iota")
+def iota(view: View) -> Rule:
+    return _free(view)
+
+
+@rule("random_bits", "rng_bit_generator", "rng_uniform")
+def random_bits(view: View) -> Rule:
+    """With partitionable threefry (JAX's default) a block of bits depends only on the key and its own positions."""
+    return _free(view)
+
+
+@rule("random_seed", "random_split", "random_fold_in", "random_wrap", "random_unwrap", "random_clone", "threefry2x32")
+def keys(view: View) -> Rule:
+    """Keys are a few bytes: whole everywhere."""
+    made = view.opaque()
+    return Rule(made.operands, made.results, {}, kind="free")
+
+
+def _free(view: View) -> Rule:
+    shape = view.results[0]
+    names = letters(len(shape))
+    operands = tuple(tuple(() for _ in s) for s in view.operands)
+    results = (tuple((n,) for n in names),)
+    results += tuple(tuple(() for _ in s) for s in view.results[1:])
+    return rule_of(operands, results, dict(zip(names, shape, strict=True)), flop=float(view.result_elements), kind="free")

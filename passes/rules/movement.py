@@ -1,0 +1,142 @@
+"""Operations that move elements without computing: a dimension passes where it stays as it is, and is whole where not."""
+
+from __future__ import annotations
+
+from passes.rules.notation import DimFactors, Rule, letters, rule_of
+from passes.rules.registry import View, rule
+
+
+@rule("broadcast_in_dim")
+def broadcast_in_dim(view: View) -> Rule:
+    shape = view.results[0]
+    names = letters(len(shape))
+    operand = [
+        (names[to],) if size == shape[to] else () for size, to in zip(view.operands[0], view.params["broadcast_dimensions"], strict=True)
+    ]
+    rest = tuple(tuple(() for _ in s) for s in view.operands[1:])
+    return rule_of((tuple(operand), *rest), (tuple((n,) for n in names),), dict(zip(names, shape, strict=True)))
+
+
+@rule("transpose")
+def transpose(view: View) -> Rule:
+    names = letters(len(view.operands[0]))
+    return rule_of(
+        (tuple((n,) for n in names),),
+        (tuple((names[p],) for p in view.params["permutation"]),),
+        dict(zip(names, view.operands[0], strict=True)),
+    )
+
+
+@rule("squeeze", "expand_dims")
+def squeeze(view: View) -> Rule:
+    return reshape_rule(view.operands[0], view.results[0])
+
+
+@rule("reshape")
+def reshape(view: View) -> Rule:
+    if view.params.get("dimensions") is not None:
+        return view.opaque()
+    return reshape_rule(view.operands[0], view.results[0])
+
+
+def reshape_rule(source: tuple[int, ...], target: tuple[int, ...]) -> Rule:
+    """Dimensions are matched in runs of equal products; within a run, a common major factor passes through.
+
+    A run that splits ("(h e) -> h e") or merges cuts into factors wherever the running products divide each other. Where they
+    do not, the run has no common factors and stays whole.
+    """
+    left: list[DimFactors] = [() for _ in source]
+    right: list[DimFactors] = [() for _ in target]
+    sizes: dict[str, int] = {}
+    i = j = 0
+    while i < len(source) or j < len(target):
+        run_i, run_j = i, j
+        a = source[i] if i < len(source) else 1
+        b = target[j] if j < len(target) else 1
+        i, j = min(i + 1, len(source)), min(j + 1, len(target))
+        while a != b:
+            if a < b:
+                a, i = a * source[i], i + 1
+            else:
+                b, j = b * target[j], j + 1
+        _factor_run(source[run_i:i], target[run_j:j], run_i, run_j, left, right, sizes)
+    return rule_of((tuple(left),), (tuple(right),), sizes)
+
+
+def _factor_run(
+    source: tuple[int, ...], target: tuple[int, ...], i0: int, j0: int, left: list[DimFactors], right: list[DimFactors], sizes: dict[str, int]
+) -> None:
+    """Cut one run of equal product at the union of both sides' boundaries, from the major end."""
+    bounds_s, bounds_t = _boundaries(source), _boundaries(target)
+    total = bounds_s[-1] if bounds_s else 1
+    cuts = sorted({*bounds_s, *bounds_t, total} - {1})
+    previous = 1
+    factors: list[tuple[int, int, str]] = []  # (running product before, after, name), major first
+    for c in cuts:
+        if c % previous:
+            return
+        name = f"d{len(sizes)}"
+        sizes[name] = c // previous
+        factors.append((previous, c, name))
+        previous = c
+    for bounds, dims, base in ((bounds_s, left, i0), (bounds_t, right, j0)):
+        low = 1
+        for k, high in enumerate(bounds):
+            dims[base + k] = tuple(n for lo, hi, n in factors if lo >= low and hi <= high and hi > lo)
+            low = high
+
+
+def _boundaries(shape: tuple[int, ...]) -> list[int]:
+    out, product = [], 1
+    for n in shape:
+        product *= n
+        out.append(product)
+    return out
+
+
+@rule("slice")
+def slice_(view: View) -> Rule:
+    return view.along({d for d, (a, b) in enumerate(zip(view.operands[0], view.results[0], strict=True)) if a != b})
+
+
+@rule("pad")
+def pad(view: View) -> Rule:
+    return view.along({d for d, (lo, hi, inner) in enumerate(view.params["padding_config"]) if lo or hi or inner})
+
+
+@rule("rev")
+def rev(view: View) -> Rule:
+    return view.along(set(view.params["dimensions"]))
+
+
+@rule("concatenate")
+def concatenate(view: View) -> Rule:
+    return view.along({view.params["dimension"]})
+
+
+@rule("split")
+def split(view: View) -> Rule:
+    return view.along({view.params["axis"]})
+
+
+@rule("dynamic_slice")
+def dynamic_slice(view: View) -> Rule:
+    return view.along({d for d, (a, b) in enumerate(zip(view.operands[0], view.results[0], strict=True)) if a != b})
+
+
+@rule("dynamic_update_slice")
+def dynamic_update_slice(view: View) -> Rule:
+    """Operand, update, then scalar starts: dimensions updated in full pass through."""
+    return view.along({d for d, (a, b) in enumerate(zip(view.operands[0], view.operands[1], strict=True)) if a != b})
+
+
+@rule("optimization_barrier")
+def optimization_barrier(view: View) -> Rule:
+    """Each result is its own operand: nothing is shared between them."""
+    sizes: dict[str, int] = {}
+    arrays = []
+    for i, s in enumerate(view.results):
+        names = tuple(f"v{i}d{d}" for d in range(len(s)))
+        sizes.update(zip(names, s, strict=True))
+        arrays.append(tuple((n,) for n in names))
+    return rule_of(tuple(arrays), tuple(arrays), sizes)

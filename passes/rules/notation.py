@@ -1,0 +1,148 @@
+"""Sharding rules as data: which dimensions of an operation's operands and results are the same *factor*.
+
+The notation is einsum's, one letter or word per factor, blanks between dimensions, commas between operands:
+
+    "b m k, b k n -> b m n"      k occurs on no result: its cut leaves partial sums
+    "b s (h e) -> b s h e"       one dimension made of two factors, major first
+    "b s -> b s d"               d is new: a broadcast, free to be cut
+    "b 1 -> b d"                 1 is a dimension that no factor describes
+
+A strategy of the operation is an assignment of mesh axes to factors; nothing else in the project knows primitives.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+DimFactors = tuple[str, ...]
+
+
+class RuleError(ValueError):
+    """A rule that contradicts itself or the shapes that it is used on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How one operation may be cut.
+
+    operands / results: per array, per dimension, the factors that make it up (major to minor; empty: must stay whole).
+    sizes: elements of each factor. reduced: factors on operands only, and how the pieces combine ("sum", "max", "min",
+    "and", "or", "prod"). fixed: factors that must not be cut. indexed: factors of an operand or result that are addressed
+    by index values (rows of an embedding table): cutting them is local after shifting and masking the indices.
+    flop: floating point operations of the whole operation. kind: "elementwise" | "contraction" | "reduction" | "movement" |
+    "indexing" | "free" (generated in place in any sharding) | "opaque" (unknown: everything whole).
+    """
+
+    operands: tuple[tuple[DimFactors, ...], ...]
+    results: tuple[tuple[DimFactors, ...], ...]
+    sizes: Mapping[str, int]
+    reduced: Mapping[str, str] = field(default_factory=dict)
+    fixed: frozenset[str] = frozenset()
+    indexed: frozenset[str] = frozenset()
+    flop: float = 0.0
+    kind: str = "movement"
+
+    def cuttable(self) -> tuple[str, ...]:
+        """Factors that an axis may be assigned to: the major factor of every dimension where it occurs, size above 1."""
+        minor = {f for dims in (*self.operands, *self.results) for dim in dims for f in dim[1:]}
+        seen = dict.fromkeys(f for dims in (*self.results, *self.operands) for dim in dims for f in dim)
+        return tuple(f for f in seen if f not in minor and f not in self.fixed and self.sizes[f] > 1)
+
+    def where(self, factor: str) -> list[tuple[str, int, int]]:
+        """("operand" | "result", array, dimension) of every occurrence, for explanations."""
+        out = []
+        for what, arrays in (("operand", self.operands), ("result", self.results)):
+            for i, dims in enumerate(arrays):
+                out += [(what, i, d) for d, dim in enumerate(dims) if factor in dim]
+        return out
+
+
+_TOKEN = re.compile(r"\(([^()]*)\)|(\S+)")
+
+
+def _parse_array(text: str) -> tuple[DimFactors, ...]:
+    dims: list[DimFactors] = []
+    for group, single in _TOKEN.findall(text):
+        if single:
+            dims.append(() if single == "1" else (single,))
+        else:
+            dims.append(tuple(group.split()))
+    return tuple(dims)
+
+
+def parse(
+    text: str,
+    operand_shapes: tuple[tuple[int, ...], ...],
+    result_shapes: tuple[tuple[int, ...], ...],
+    *,
+    sizes: Mapping[str, int] | None = None,
+    reduced: Mapping[str, str] | None = None,
+    fixed: frozenset[str] | set[str] = frozenset(),
+    indexed: frozenset[str] | set[str] = frozenset(),
+    flop: float = 0.0,
+    kind: str = "movement",
+) -> Rule:
+    """The rule that `text` describes on arrays of these shapes; `sizes` gives factors that the shapes leave open.
+
+    Raises RuleError naming the dimension and both sizes when the text contradicts the shapes.
+    """
+    if text.count("->") != 1:
+        raise RuleError(f"rule {text!r}: exactly one '->' is needed")
+    left, right = text.split("->")
+    operands = tuple(_parse_array(t) for t in left.split(",")) if left.strip() or operand_shapes else ()
+    results = tuple(_parse_array(t) for t in right.split(","))
+    for what, arrays, shapes in (("operand", operands, operand_shapes), ("result", results, result_shapes)):
+        if len(arrays) != len(shapes):
+            raise RuleError(f"rule {text!r}: {len(arrays)} {what}s are described, the operation has {len(shapes)}")
+        for i, (dims, shape) in enumerate(zip(arrays, shapes, strict=True)):
+            if len(dims) != len(shape):
+                raise RuleError(f"rule {text!r}: {what} {i} has {len(dims)} dimensions in the rule, {len(shape)} in the program")
+    known = dict(sizes or {})
+    for dims, shape in zip((*operands, *results), (*operand_shapes, *result_shapes), strict=True):
+        for dim, size in zip(dims, shape, strict=True):
+            if len(dim) == 1:
+                old = known.setdefault(dim[0], size)
+                if old != size:
+                    raise RuleError(f"rule {text!r}: factor {dim[0]!r} is {old} in one place and {size} in another")
+    for dims, shape in zip((*operands, *results), (*operand_shapes, *result_shapes), strict=True):
+        for dim, size in zip(dims, shape, strict=True):
+            missing = [f for f in dim if f not in known]
+            if missing:
+                raise RuleError(f"rule {text!r}: factors {missing} of a dimension of {size} have no size")
+            product = 1
+            for f in dim:
+                product *= known[f]
+            if dim and product != size:
+                raise RuleError(f"rule {text!r}: factors {dim} make {product}, the dimension has {size}")
+    on_results = {f for dims in results for dim in dims for f in dim}
+    on_operands = {f for dims in operands for dim in dims for f in dim}
+    reduced = dict(reduced or {})
+    for f in on_operands - on_results:
+        if f not in fixed:
+            reduced.setdefault(f, "sum")
+    for f in reduced:
+        if f in on_results:
+            raise RuleError(f"rule {text!r}: factor {f!r} is reduced but occurs on a result")
+    return Rule(operands, results, known, reduced, frozenset(fixed), frozenset(indexed), flop, kind)
+
+
+def rule_of(
+    operands: tuple[tuple[DimFactors, ...], ...],
+    results: tuple[tuple[DimFactors, ...], ...],
+    sizes: Mapping[str, int],
+    *,
+    reduced: Mapping[str, str] | None = None,
+    fixed: frozenset[str] | set[str] = frozenset(),
+    indexed: frozenset[str] | set[str] = frozenset(),
+    flop: float = 0.0,
+    kind: str = "movement",
+) -> Rule:
+    """A rule from already separated factors (for primitives whose dimension numbers are data)."""
+    return Rule(operands, results, dict(sizes), dict(reduced or {}), frozenset(fixed), frozenset(indexed), flop, kind)
+
+
+def letters(n: int, start: int = 0) -> tuple[str, ...]:
+    """Fresh factor names d0, d1, ..."""
+    return tuple(f"d{i}" for i in range(start, start + n))

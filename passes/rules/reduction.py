@@ -1,0 +1,72 @@
+"""Reductions over whole dimensions, and scans along a dimension."""
+
+from __future__ import annotations
+
+from passes.rules.notation import Rule, letters, rule_of
+from passes.rules.registry import View, rule
+
+_COMBINE = {
+    "reduce_sum": "sum", "reduce_max": "max", "reduce_min": "min", "reduce_and": "and", "reduce_or": "or",
+    "reduce_prod": "prod", "reduce_xor": "xor",
+}  # fmt: skip
+# A cut that these leave unfinished can be finished by an all-reduce of the same kind; the others stay whole.
+_FINISHABLE = {"sum", "max", "min"}
+
+
+@rule(*_COMBINE)
+def reduce(view: View) -> Rule:
+    shape = view.operands[0]
+    axes = set(view.params["axes"])
+    combine = _COMBINE[view.primitive]
+    names = letters(len(shape))
+    elements = 1
+    for n in shape:
+        elements *= n
+    gone = {names[d] for d in axes}
+    return rule_of(
+        (tuple((n,) for n in names),),
+        (tuple((names[d],) for d in range(len(shape)) if d not in axes),),
+        dict(zip(names, shape, strict=True)),
+        reduced={n: combine for n in gone} if combine in _FINISHABLE else {},
+        fixed=gone if combine not in _FINISHABLE else frozenset(),
+        flop=float(elements),
+        kind="reduction",
+    )
+
+
+@rule("argmax", "argmin")
+def arg(view: View) -> Rule:
+    """The reduced dimension stays whole: the winner of a block does not say where the others stand."""
+    shape = view.operands[0]
+    axes = set(view.params["axes"])
+    names = letters(len(shape))
+    return rule_of(
+        (tuple((n,) for n in names),),
+        (tuple((names[d],) for d in range(len(shape)) if d not in axes),),
+        dict(zip(names, shape, strict=True)),
+        fixed={names[d] for d in axes},
+        flop=float(_elements(shape)),
+        kind="reduction",
+    )
+
+
+@rule("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")
+def cumulative(view: View) -> Rule:
+    return view.along({view.params["axis"]}, flop=float(view.result_elements))
+
+
+@rule("sort")
+def sort(view: View) -> Rule:
+    return view.along({view.params["dimension"]})
+
+
+@rule("top_k")
+def top_k(view: View) -> Rule:
+    return view.along({len(view.results[0]) - 1})
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    n = 1
+    for d in shape:
+        n *= d
+    return n
