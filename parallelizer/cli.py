@@ -93,7 +93,7 @@ def _doctor_command(options: argparse.Namespace) -> Outcome:
     from cost_model import topology
     from parallelizer import doctor
 
-    report = doctor.examine(topology.known())
+    report = doctor.examine(topology.known_topologies())
     return Outcome(report.to_text(), report.to_dict(), not report.problems)
 
 

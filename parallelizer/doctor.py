@@ -159,7 +159,7 @@ def _answer(process: subprocess.Popen[str], timeout_s: float) -> tuple[Any, str]
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
-        return None, f"no answer within {timeout_s:.0f} s"
+        return None, f"no answer within {timeout_s:g} s"
     lines = out.strip().splitlines()
     if process.returncode == 0 and lines:
         return json.loads(lines[-1]), ""
