@@ -1,0 +1,108 @@
+"""Removes what nobody reads, in the open and before anything is counted or priced.
+
+A traced gradient step is full of it: forward results of a loss that is only differentiated, residuals that a loop saves
+and no one uses. XLA would drop them too; a cost model that counted them would not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from passes.ir.graph import Graph, Literal, Op, Operand, Region
+
+
+def drop_dead(graph: Graph) -> Graph:
+    """The graph without operations whose results are unused, inside loops as well; what has effects stays.
+
+    Ids of the values and operations that stay are unchanged. `while` and `cond` stay or go as a whole, because their
+    bodies are run as they were traced. A `scan` loses unused constants, carried values, inputs and outputs.
+    """
+    live = _ids(graph.outputs)
+    ops = _sweep(graph.ops, live)
+    kept = {v for v in _mentioned(ops)} | set(graph.inputs) | _ids(graph.outputs)
+    return replace(
+        graph,
+        ops=ops,
+        values={i: v for i, v in graph.values.items() if i in kept},
+        constants={i: c for i, c in graph.constants.items() if i in kept},
+    )
+
+
+def _ids(operands: Iterable[Operand]) -> set[int]:
+    return {o for o in operands if not isinstance(o, Literal)}
+
+
+def _mentioned(ops: Sequence[Op]) -> Iterable[int]:
+    for op in ops:
+        yield from _ids(op.inputs)
+        yield from op.outputs
+        for region in op.regions:
+            yield from region.inputs
+            yield from _ids(region.outputs)
+            yield from _mentioned(region.ops)
+
+
+def _sweep(ops: Sequence[Op], live: set[int]) -> tuple[Op, ...]:
+    """The operations that `live` needs, in order; `live` grows by what they read."""
+    kept: list[Op] = []
+    for op in reversed(ops):
+        if not has_effects(op) and live.isdisjoint(op.outputs):
+            continue
+        if op.primitive == "scan":
+            op = _sweep_scan(op, live)
+        elif op.primitive == "optimization_barrier":
+            op = _sweep_barrier(op, live)
+        live.update(_ids(op.inputs))
+        kept.append(op)
+    return tuple(reversed(kept))
+
+
+def has_effects(op: Op) -> bool:
+    """Whether the operation does something beyond its results (prints, writes to a reference)."""
+    return bool(op.params.get("has_effects", False))
+
+
+def _sweep_barrier(op: Op, live: set[int]) -> Op:
+    """A barrier passes its operands through one by one; those whose result is unused need not pass."""
+    keep = [i for i, v in enumerate(op.outputs) if v in live]
+    return replace(op, inputs=tuple(op.inputs[i] for i in keep), outputs=tuple(op.outputs[i] for i in keep))
+
+
+def _sweep_scan(op: Op, live: set[int]) -> Op:
+    """Remove from a scan what no iteration and nobody outside needs.
+
+    A carried value is needed if it is read outside, or by anything needed in a later iteration: found by growing the
+    set of needed carries until the body asks for no more.
+    """
+    region = op.regions[0]
+    n, m = op.params["num_consts"], op.params["num_carry"]
+    carry_in = region.inputs[n : n + m]
+    carried = {i for i in range(m) if op.outputs[i] in live}
+    stacked = [i for i in range(m, len(op.outputs)) if op.outputs[i] in live]
+    while True:
+        inner = _ids(region.outputs[i] for i in [*sorted(carried), *stacked])
+        body = _sweep(region.ops, inner)
+        more = {i for i in range(m) if carry_in[i] in inner} - carried
+        if not more:
+            break
+        carried |= more
+    outputs = [*sorted(carried), *stacked]
+    consts = [i for i in range(n) if region.inputs[i] in inner]
+    slices = [i for i in range(n + m, len(region.inputs)) if region.inputs[i] in inner]
+    inputs = [*consts, *(n + i for i in sorted(carried)), *slices]
+    return replace(
+        op,
+        inputs=tuple(op.inputs[i] for i in inputs),
+        outputs=tuple(op.outputs[i] for i in outputs),
+        params={**op.params, "num_consts": len(consts), "num_carry": len(carried)},
+        regions=(
+            Region(
+                inputs=tuple(region.inputs[i] for i in inputs),
+                outputs=tuple(region.outputs[i] for i in outputs),
+                ops=body,
+                trip_count=region.trip_count,
+                known=region.known,
+            ),
+        ),
+    )

@@ -1,0 +1,114 @@
+"""Dead code: what is dropped, what must stay, and that the rest computes the same."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from parallelizer.lower import lower
+from parallelizer.tracer import trace
+from passes.ir.graph import verify, walk
+from passes.normalize import drop_dead
+
+
+def names(graph):
+    return [v.op.primitive for v in walk(graph)]
+
+
+def test_unused_operations_go():
+    def f(x):
+        jnp.sin(x)
+        return jnp.cos(x)
+
+    graph = drop_dead(trace(f, (jnp.ones(3),)).graph)
+    verify(graph)
+    assert names(graph) == ["cos"]
+    assert set(graph.values) == {graph.inputs[0], graph.ops[0].outputs[0]}
+
+
+def test_unused_constants_go_and_inputs_stay():
+    table = jnp.arange(4.0)
+
+    def f(x, unused):
+        table + x
+        return x * 2
+
+    graph = drop_dead(trace(f, (jnp.ones(4), jnp.ones(2))).graph)
+    verify(graph)
+    assert not graph.constants
+    assert len(graph.inputs) == 2
+
+
+def test_effects_stay():
+    def f(x):
+        jax.debug.print("x is {}", jnp.sin(x)[0])
+        return x
+
+    graph = drop_dead(trace(f, (jnp.ones(3),)).graph)
+    assert "sin" in names(graph)
+
+
+def test_scan_loses_unused_parts():
+    def f(a, b, xs):
+        def body(carry, x):
+            a, b, unused = carry
+            return (a * x[0], b + 1.0, unused + jnp.sin(b)), (a, jnp.tanh(x[1]))
+
+        carry, ys = jax.lax.scan(body, (a, b, b), xs)
+        return carry[0], ys[0]
+
+    args = (jnp.ones(()), jnp.zeros(()), (jnp.arange(1.0, 4.0), jnp.ones(3)))
+    traced = trace(f, args)
+    graph = drop_dead(traced.graph)
+    verify(graph)
+    scan = next(op for op in graph.ops if op.primitive == "scan")
+    assert scan.params["num_carry"] == 1
+    assert len(scan.outputs) == 2
+    assert len(scan.inputs) == 2
+    assert "tanh" not in names(graph) and "sin" not in names(graph)
+    got = lower(graph, None, None)(*jax.tree.leaves(args))
+    for x, y in zip(got, jax.tree.leaves(f(*args)), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_carry_needed_by_a_later_iteration_stays():
+    def f(a, b):
+        def body(carry, _):
+            a, b, c = carry
+            return (a + b, b + c, c * 2), None
+
+        return jax.lax.scan(body, (a, b, b), None, length=3)[0][0]
+
+    traced = trace(f, (jnp.ones(()), jnp.ones(())))
+    graph = drop_dead(traced.graph)
+    scan = next(op for op in graph.ops if op.primitive == "scan")
+    assert scan.params["num_carry"] == 3
+    assert lower(graph, None, None)(jnp.ones(()), jnp.ones(())) == [f(jnp.ones(()), jnp.ones(()))]
+
+
+def test_while_and_cond_keep_their_bodies():
+    def f(x):
+        y, _ = jax.lax.while_loop(lambda c: c[0] < 10, lambda c: (c[0] + 1, jnp.sin(c[1])), (x, x))
+        return jax.lax.cond(x > 0, lambda v: v + 1, lambda v: v - 1, y)
+
+    traced = trace(f, (1.0,))
+    graph = drop_dead(traced.graph)
+    verify(graph)
+    assert "sin" in names(graph)
+    assert [r.known for op in graph.ops if op.primitive == "while" for r in op.regions] == [False, False]
+    assert lower(graph, None, None)(1.0) == [f(1.0)]
+
+
+def test_barrier_keeps_only_what_is_read():
+    @jax.checkpoint
+    def layer(x, w):
+        return jnp.sin(x) @ w
+
+    def f(x, w):
+        return layer(x, w).sum()
+
+    graph = drop_dead(trace(jax.grad(f), (jnp.ones((2, 2)), jnp.ones((2, 2)))).graph)
+    verify(graph)
+    for op in graph.ops:
+        if op.primitive == "optimization_barrier":
+            read = {o for v in walk(graph) for o in v.op.inputs if isinstance(o, int)}
+            assert set(op.outputs) <= read
