@@ -1,7 +1,7 @@
 """The table of chips: peaks, memory, links; every number with its source and how it came to be known.
 
-One row describes one JAX *device*. TPU v7x shows two devices (cores) per chip, so its row is half a chip; TPU v4 is taken
-as it is used, one device per chip ("megacore"), although a topology compiled ahead of time may list its two cores.
+One row describes one JAX *device*. TPU v7x shows two devices (cores) per chip, so its row is half a chip; TPU v4 is
+taken as it is used, one device per chip ("megacore"), although a topology compiled ahead of time may list both cores.
 
 Sources are named by short keys:
 
@@ -18,8 +18,10 @@ Sources are named by short keys:
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 GIB = 2**30
 
@@ -47,6 +49,7 @@ class Chip:
     `link_*`: one link of the fast interconnect (a torus direction, or the whole NVLink port), per device and direction;
     `die_*`: between the devices of one chip; `network_*`: the data-centre network, per device.
     `*_ramp_s`: transfer time at full rate below which the bandwidth falls off (see `collectives`).
+    `tile`: what rows, columns and depth of a matrix product are padded to (m, n, k).
     `torus_rank`: dimensions of the torus (0: a switch), `max_domain`: devices of one NVLink domain (0: no limit known).
     `figures`: the table's rows behind these numbers, by field name.
     """
@@ -72,6 +75,7 @@ class Chip:
     network_ramp_s: float
     host_bandwidth_bytes_per_s: float
     die_bandwidth_bytes_per_s: float = 0.0
+    tile: tuple[int, int, int] = (1, 1, 1)
     devices_per_chip: int = 1
     torus_rank: int = 0
     max_domain: int = 0
@@ -113,6 +117,32 @@ def chip(name: str) -> Chip:
     return CHIPS[key]
 
 
+def weakest(chips: Sequence[Chip]) -> Chip:
+    """A chip that every one of `chips` can stand in for: the least of every capacity, the most of every delay.
+
+    Raises ValueError for chips of different platforms.
+    """
+    platforms = sorted({c.platform for c in chips})
+    if len(platforms) != 1:
+        raise ValueError(f"chips of different platforms do not run one program: {', '.join(platforms)}")
+    first = chips[0]
+    if len({c.name for c in chips}) == 1:
+        return first
+    longest = ("matmul_ramp_s", "launch_overhead_s", "collective_launch_s", "link_latency_s", "link_ramp_s",
+               "network_latency_s", "network_ramp_s")  # fmt: skip
+    least = [f.name for f in fields(Chip) if isinstance(getattr(first, f.name), int | float) and f.name not in longest]
+    dtypes = [d for d in first.matmul_flop_per_s if all(d in c.matmul_flop_per_s for c in chips)]
+    return replace(
+        first,
+        name="+".join(dict.fromkeys(c.name for c in chips)),
+        matmul_flop_per_s={d: min(c.matmul_flop_per_s[d] for c in chips) for d in dtypes},
+        tile=max((c.tile for c in chips), key=math.prod),
+        figures={},
+        **{name: min(getattr(c, name) for c in chips) for name in least},
+        **{name: max(getattr(c, name) for c in chips) for name in longest},
+    )
+
+
 def _datasheet(value: float, source: str = "vendor") -> Figure:
     return Figure(value, "datasheet", source)
 
@@ -129,25 +159,24 @@ def _assumed(value: float, source: str = "plain choice") -> Figure:
     return Figure(value, "assumed", source)
 
 
-def _row(name: str, platform: str, figures: Mapping[str, Figure], *, overlaps: bool, **integers: int) -> Chip:
+def _row(name: str, platform: str, figures: Mapping[str, Figure], *, overlaps: bool, **structure: Any) -> Chip:
     """Turn a row of figures into a Chip; keys "matmul <dtype>" become the rates by dtype."""
     rates = {k.removeprefix("matmul "): f.value for k, f in figures.items() if k.startswith("matmul ")}
     plain = {k: f.value for k, f in figures.items() if not k.startswith("matmul ")}
-    memory = {k: int(plain.pop(k)) for k in ("memory_bytes", "memory_capacity_bytes")}
+    memory: dict[str, Any] = {k: int(plain.pop(k)) for k in ("memory_bytes", "memory_capacity_bytes")}
     return Chip(
         name=name,
         platform=platform,
         matmul_flop_per_s=rates,
         overlaps_collectives=overlaps,
         figures=dict(figures),
-        **memory,
-        **integers,
-        **plain,  # type: ignore[arg-type]
+        **{**memory, **plain, **structure},
     )
 
 
-# What the TPU generations share unless their row says otherwise. Ramp and latency of the links: fitted to the all-gather of
-# v7x (72 GB/s at 1.6 MB, 179 GB/s at 400 MB). Ramp of products: fitted to v7x (105, 350, 679, 893, 956 TFLOP/s at 512 ... 32768).
+# What the TPU generations share unless their row says otherwise. Ramp and latency of the links: fitted to all-gathers
+# on v7x (72 GB/s at 1.6 MB, 179 GB/s at 400 MB, taken as one ring of a whole chip: 180 GB/s at full rate). Ramp of
+# products: fitted to v7x (105, 350, 679, 893, 956 TFLOP/s at 512, 1024, 2048, 4096, 32768).
 _TPU: Mapping[str, Figure] = {
     "memory_efficiency": _measured(0.87, "recipes: 3.21 of 3.70 TB/s per v7x core"),
     "matmul_ramp_s": _measured(4.7e-6, "recipes: fit to matrix products on v7x"),
@@ -185,7 +214,7 @@ _TPU_ROWS: tuple[Chip, ...] = (
          "matmul_efficiency": _assumed(0.9),
          "link_bandwidth_bytes_per_s": _datasheet(45e9, "book"),
          "network_bandwidth_bytes_per_s": _assumed(3.1e9, "as v5e")},
-        overlaps=True, torus_rank=3,
+        overlaps=True, torus_rank=3, tile=(8, 128, 128),
     ),
     _row(
         "v5e", "tpu",
@@ -196,7 +225,7 @@ _TPU_ROWS: tuple[Chip, ...] = (
          "matmul_efficiency": _assumed(0.95),
          "link_bandwidth_bytes_per_s": _derived(45e9, "book: 50 nominal, 45 effective"),
          "network_bandwidth_bytes_per_s": _datasheet(3.1e9)},
-        overlaps=True, torus_rank=2,
+        overlaps=True, torus_rank=2, tile=(8, 128, 128),
     ),
     _row(
         "v5p", "tpu",
@@ -207,7 +236,7 @@ _TPU_ROWS: tuple[Chip, ...] = (
          "matmul_efficiency": _assumed(0.93),
          "link_bandwidth_bytes_per_s": _derived(90e9, "book: 100 nominal, 90 effective"),
          "network_bandwidth_bytes_per_s": _datasheet(6.25e9)},
-        overlaps=True, torus_rank=3,
+        overlaps=True, torus_rank=3, tile=(8, 128, 128),
     ),
     _row(
         "v6e", "tpu",
@@ -219,7 +248,7 @@ _TPU_ROWS: tuple[Chip, ...] = (
          "link_bandwidth_bytes_per_s": _derived(90e9, "100 nominal, 90 effective"),
          "network_bandwidth_bytes_per_s": _derived(12.5e9, "maxtext"),
          "host_bandwidth_bytes_per_s": _datasheet(32e9)},
-        overlaps=True, torus_rank=2,
+        overlaps=True, torus_rank=2, tile=(8, 256, 256),
     ),
     _row(
         "v7x", "tpu",
@@ -231,12 +260,12 @@ _TPU_ROWS: tuple[Chip, ...] = (
          "link_bandwidth_bytes_per_s": _derived(45e9, "maxtext: 90 effective per chip, shared by two cores"),
          "die_bandwidth_bytes_per_s": _derived(540e9, "vendor: six times one link between the two dies"),
          "network_bandwidth_bytes_per_s": _assumed(6.25e9, "12.5 per chip, from memory")},
-        overlaps=True, torus_rank=3, devices_per_chip=2,
+        overlaps=True, torus_rank=3, devices_per_chip=2, tile=(8, 256, 256),
     ),
 )  # fmt: skip
 
-# What the NVIDIA generations share. Ramp of NVLink: a 58 MB all-reduce reaches about 150 GB/s of 450 (book). JAX gives a
-# process three quarters of the device's memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
+# What the NVIDIA generations share. Ramp of NVLink: a 58 MB all-reduce reaches about 150 GB/s of 450 (book). JAX gives
+# a process three quarters of the device's memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
 _JAX_SHARE = 0.75
 _GPU: Mapping[str, Figure] = {
     "memory_efficiency": _measured(0.90, "this project: 4.3 of 4.8 TB/s on an H200"),
@@ -274,7 +303,7 @@ def _gpu(
         "network_bandwidth_bytes_per_s": network,
         "host_bandwidth_bytes_per_s": host,
     }  # fmt: skip
-    return _row(name, "gpu", figures, overlaps=True, max_domain=domain)
+    return _row(name, "gpu", figures, overlaps=True, max_domain=domain, tile=(16, 16, 16))
 
 
 _HOPPER = _measured(0.79, "this project: 769 to 798 of 989 TFLOP/s on an H200, 8192^3")
@@ -296,18 +325,22 @@ _GPU_ROWS: tuple[Chip, ...] = (
          efficiency=_assumed(0.77), link=900e9, network=_IB, host=_assumed(450e9, "C2C, from memory"), domain=72),
 )  # fmt: skip
 
-# Virtual devices that share one small host: plain constants of the right order, to be calibrated where it matters. A
-# rendezvous of threads costs far more than the bytes of a small message, and nothing overlaps.
+# Virtual devices that share one small host: plain constants of the right order, to be calibrated where it matters.
+# Measured on 4 and 8 devices of 2 busy cores, and rounded: an all-reduce of 4 kB took 33 and 151 us, of 1.5 MB 0.6 and
+# 4.7 ms; products ran at 8 to 18 GFLOP/s. A rendezvous of threads costs far more than a small message's bytes, and
+# nothing overlaps.
+_HOST = "this project: virtual devices on 2 busy cores, rounded"
 _CPU = _row(
     "cpu", "cpu",
-    {"matmul float32": _assumed(10e9), "matmul bfloat16": _assumed(5e9), "matmul float16": _assumed(5e9),
+    {"matmul float32": _measured(10e9, _HOST), "matmul bfloat16": _assumed(5e9), "matmul float16": _assumed(5e9),
      "matmul float64": _assumed(5e9), "matmul int8": _assumed(10e9),
-     "vector_flop_per_s": _assumed(4e9),
+     "vector_flop_per_s": _assumed(20e9),
      "memory_bytes": _assumed(8e9), "memory_capacity_bytes": _assumed(8e9),
-     "memory_bandwidth_bytes_per_s": _assumed(5e9), "memory_efficiency": _assumed(1.0),
-     "matmul_efficiency": _assumed(0.9), "matmul_ramp_s": _assumed(2e-6),
-     "launch_overhead_s": _assumed(2e-6), "collective_launch_s": _assumed(50e-6),
-     "link_bandwidth_bytes_per_s": _assumed(2e9), "link_latency_s": _assumed(5e-6), "link_ramp_s": _assumed(0.0),
+     "memory_bandwidth_bytes_per_s": _assumed(20e9), "memory_efficiency": _assumed(1.0),
+     "matmul_efficiency": _assumed(1.0), "matmul_ramp_s": _assumed(2e-6),
+     "launch_overhead_s": _assumed(2e-6), "collective_launch_s": _measured(60e-6, _HOST),
+     "link_bandwidth_bytes_per_s": _measured(2e9, _HOST), "link_latency_s": _assumed(5e-6),
+     "link_ramp_s": _assumed(0.0),
      "network_bandwidth_bytes_per_s": _assumed(0.5e9), "network_latency_s": _assumed(50e-6),
      "network_ramp_s": _assumed(0.0), "host_bandwidth_bytes_per_s": _assumed(5e9)},
     overlaps=False,

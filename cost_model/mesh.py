@@ -1,7 +1,7 @@
 """A logical mesh laid on a topology, without devices: which links every axis rides on, and the order of devices.
 
-The rule of `logical_mesh`, which depends on nothing but the topology and the sizes in their order: axes are placed from the
-last to the first, and each takes, in this order of preference,
+The rule of `logical_mesh`, which depends on nothing but the topology and the sizes in their order: axes are placed from
+the last to the first, and each takes, in this order of preference,
 
 1. as little of the slow links (between nodes or slices) as possible: the last axes are inside the node;
 2. all that is left of a dimension rather than a part (a part of a ring is a line, and the rest pays for the detour);
@@ -132,7 +132,9 @@ def _ways(left: Sequence[int], size: int, at: int = 0) -> Iterator[tuple[int, ..
                 yield (n, *rest)
 
 
-def _preference(dims: Sequence[Dim], left: Sequence[int], inner: Sequence[int], take: tuple[int, ...]) -> tuple[object, ...]:
+def _preference(
+    dims: Sequence[Dim], left: Sequence[int], inner: Sequence[int], take: tuple[int, ...]
+) -> tuple[object, ...]:
     """Sorting key of a way to take devices from the dimensions: smaller is better (the rule in the module's text)."""
     used = [d for d, n in enumerate(take) if n > 1]
     slow = math.prod(take[d] for d in used if dims[d].slow)

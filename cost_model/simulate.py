@@ -53,8 +53,8 @@ class Timeline:
 def simulate(tasks: Sequence[Task], overlap: bool) -> Timeline:
     """Run the tasks: each starts when its stream is free and all of `after` have ended.
 
-    Streams issue in the order of the list. Without `overlap` everything is one stream. Raises ValueError for an id that occurs
-    twice, an `after` that does not come earlier, or a negative duration.
+    Streams issue in the order of the list. Without `overlap` everything is one stream. Raises ValueError for an id that
+    occurs twice, an `after` that does not come earlier, or a negative duration.
     """
     ends: dict[int, float] = {}
     free: dict[str, float] = {}
@@ -106,8 +106,8 @@ def _common_s(a: np.ndarray, b: np.ndarray) -> float:
 
     def covered(points: np.ndarray) -> np.ndarray:
         """How much of b lies before each point."""
-        at = np.searchsorted(b[:, 0], points, side="right")
-        inside = np.where(at > 0, np.minimum(points - b[np.maximum(at - 1, 0), 0], (b[:, 1] - b[:, 0])[np.maximum(at - 1, 0)]), 0.0)
-        return before[np.maximum(at - 1, 0)] + inside
+        last = np.maximum(np.searchsorted(b[:, 0], points, side="right") - 1, 0)
+        inside = np.clip(points - b[last, 0], 0.0, b[last, 1] - b[last, 0])
+        return before[last] + inside
 
     return float((covered(a[:, 1]) - covered(a[:, 0])).sum())
