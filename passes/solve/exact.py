@@ -104,8 +104,10 @@ def solve_milp(
 def _load(rows: _Rows, cost: np.ndarray, count: int, binaries: int, relax_memory: bool) -> tuple[highspy.Highs, float]:
     row, col = np.concatenate(rows.row), np.concatenate(rows.col)
     value = np.concatenate(rows.value)
-    order = np.lexsort((row, col))
-    row, col, value = row[order], col[order], value[order]
+    # HiGHS misbehaves on repeated entries (a node may have overlapping items), so they are summed.
+    key, first = np.unique(col * rows.count + row, return_inverse=True)
+    value = np.bincount(first, weights=value, minlength=key.size)
+    col, row = key // rows.count, key % rows.count
     lp = highspy.HighsLp()
     lp.num_col_, lp.num_row_ = count, rows.count
     # HiGHS's tolerances are absolute: bring the costs to a range where they mean something.
