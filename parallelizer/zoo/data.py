@@ -30,7 +30,7 @@ def split(text: Bytes, validation_fraction: float = 0.1) -> tuple[Bytes, Bytes]:
 
 
 def batch_at(text: Bytes, batch: int, sequence: int, *, seed: int = 0, index: int = 0) -> TokenBatch:
-    """The batch number `index`: `batch` random windows as "tokens", and one byte on as "targets", int32 [batch, sequence].
+    """The batch number `index`: random windows as "tokens", and one byte on as "targets", both int32 [batch, sequence].
 
     It depends on its arguments alone, so that training can resume anywhere.
     """

@@ -70,7 +70,7 @@ class GptConfig:
 
     @property
     def flop_per_token(self) -> int:
-        """6 per weight used in a product, 12 L s e for attention (Narayanan et al., arXiv:2104.04473, without recompute)."""
+        """6 per weight used in a product, 12 L s e for attention (arXiv:2104.04473, section 5), nothing recomputed."""
         weights = self.layers * (4 + 2 * self.mlp_ratio) * self.embed**2 + self.padded_vocab * self.embed
         return 6 * weights + 12 * self.layers * self.sequence * self.embed
 

@@ -45,7 +45,7 @@ class ZooModel:
 
     - `step(state, batch) -> (state, metrics)` is the plain training step, to be planned, jitted or run as it is.
     - `init(key) -> state` makes the initial state; it can be jitted, with sharded outputs too.
-    - `config` holds the sizes and options, `batch` and `sequence` what `batch_shapes` takes when it is not told otherwise.
+    - `config` holds the sizes and options, `batch` and `sequence` what `batch_shapes` takes when it is not told.
     - `flop_per_token` counts the matrix products of one step, forward and backward, without recomputation
       (2 FLOP per multiply-add, masked attention counted in full), per token (per example where there are no tokens).
     """

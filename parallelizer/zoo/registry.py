@@ -1,8 +1,8 @@
 """Models by name. Every entry is the options that make the model; a caller's options come on top.
 
-Sizes: GPT-2 from the released checkpoints; GPT-3 from table 2.1 of arXiv:2005.14165, with heads of 2048/16 for 1.3b and a
-width of 5120 for 13b, where the table's own numbers do not divide; gpt3-15b and gpt3-39b from table 3 of arXiv:2201.12023
-(Alpa); Llama 3 from table 3 of arXiv:2407.21783.
+Sizes: GPT-2 from the released checkpoints; GPT-3 from table 2.1 of arXiv:2005.14165, with 16 heads for 1.3b and a width
+of 5120 for 13b, where the table's own numbers do not divide; gpt3-15b and gpt3-39b from the GPT table of
+arXiv:2201.12023 (Alpa) with GPT-3's vocabulary and sequence; Llama 3 from table 3 of arXiv:2407.21783.
 """
 
 from __future__ import annotations
@@ -23,13 +23,24 @@ def _gpt3(layers: int, embed: int, heads: int) -> dict[str, Any]:
     return _gpt2(layers, embed, heads) | {"sequence": 2048, "remat": "full"}
 
 
+def _llama3(layers: int, embed: int, heads: int, mlp: int) -> dict[str, Any]:
+    sizes = {"layers": layers, "embed": embed, "heads": heads, "kv_heads": 8, "mlp": mlp, "sequence": 8192}
+    return sizes | {"dtype": "bfloat16", "remat": "full", "batch": 512}
+
+
 _BYTES = {"vocab": 256, "learning_rate": 3e-3, "b2": 0.99}
+
+_TOY = {"layers": 2, "embed": 64, "heads": 8, "sequence": 32, "batch": 16, **_BYTES}
+_ADAM = {"learning_rate": 1e-2, "weight_decay": 0.0, "clip_norm": None, "b2": 0.999}
 
 # Name -> (module of the family, options).
 _MODELS: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
     {
-        "mlp": ("mlp", {"batch": 256, "learning_rate": 1e-2, "weight_decay": 0.0, "clip_norm": None, "b2": 0.999}),
-        "gpt-toy": ("gpt", {"layers": 2, "embed": 64, "heads": 8, "sequence": 32, "batch": 16, **_BYTES}),
+        "mlp": ("mlp", {"batch": 256, **_ADAM}),
+        "bert": ("bert", {"batch": 8, **_ADAM, "learning_rate": 1e-3}),
+        "gpt-toy": ("gpt", _TOY),
+        "gpt-toy-linen": ("flax_linen", _TOY),
+        "gpt-toy-nnx": ("flax_nnx", {**_TOY, "scan": False}),
         "gpt-demo": ("gpt", {"layers": 4, "embed": 128, "heads": 8, "sequence": 128, "batch": 32, **_BYTES}),
         "gpt2-124m": ("gpt", _gpt2(12, 768, 12)),
         "gpt2-350m": ("gpt", _gpt2(24, 1024, 16)),
@@ -42,6 +53,10 @@ _MODELS: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
         "gpt3-15b": ("gpt", _gpt3(48, 5120, 40)),
         "gpt3-39b": ("gpt", _gpt3(48, 8192, 64)),
         "gpt3-175b": ("gpt", _gpt3(96, 12288, 96)),
+        "llama-toy": ("llama", {**_TOY, "kv_heads": 2, "mlp": 192}),
+        "llama3-8b": ("llama", _llama3(32, 4096, 32, 14336)),
+        "llama3-70b": ("llama", _llama3(80, 8192, 64, 28672)),
+        "llama3-405b": ("llama", _llama3(126, 16384, 128, 53248)),
     }
 )
 
@@ -52,7 +67,7 @@ def names() -> tuple[str, ...]:
 
 
 def model(name: str, **options: Any) -> ZooModel:
-    """The model of that name, with `options` over its own: sizes, `dtype`, `remat`, `scan`, `learning_rate`, `batch`, ...
+    """The model of that name, with `options` over its own: sizes, `dtype`, `remat`, `scan`, `learning_rate`, `batch`...
 
     Raises UnknownModelError for a name that does not exist and ZooOptionError for an option or value that does not.
     Nothing is allocated.

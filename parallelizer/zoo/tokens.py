@@ -7,8 +7,10 @@ import jax.numpy as jnp
 
 
 def token_shapes(batch: int, sequence: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """`tokens` and `targets`, both int32 [batch, sequence]: the shift by one is made with the data, so that the sequence
-    keeps a size that can be cut."""
+    """`tokens` and `targets`, both int32 [batch, sequence].
+
+    The shift by one is made with the data, so that the sequence keeps a size that can be cut.
+    """
     shape = jax.ShapeDtypeStruct((batch, sequence), jnp.int32)
     return {"tokens": shape, "targets": shape}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
+import optax  # type: ignore[import-untyped]
 
 from parallelizer.zoo.model import Step, check_choice
 
@@ -20,9 +20,9 @@ METRICS = ("loss", "grad_norm")
 class TrainingConfig:
     """How the parameters are updated.
 
-    `clip_norm` bounds the global gradient norm (None: no clipping); `weight_decay` acts on matrices and embeddings, not on
-    biases and norms; `warmup_steps` raises the learning rate linearly from zero; `metrics` names what the step returns
-    (an empty tuple for a step that computes nothing but the new state).
+    `clip_norm` bounds the global gradient norm (None: no clipping); `weight_decay` acts on matrices and embeddings, not
+    on biases and norms; `warmup_steps` raises the learning rate linearly from zero; `metrics` names what the step
+    returns (an empty tuple for a step that computes nothing but the new state).
     """
 
     learning_rate: float = 3e-4
@@ -39,14 +39,17 @@ class TrainingConfig:
             check_choice("metrics", metric, METRICS)
 
 
-def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
-    """AdamW (Loshchilov & Hutter, arXiv:1711.05101); plain Adam where the weight decay is zero."""
+def make_optimizer(config: TrainingConfig, mask: Callable[[Any], Any] | None) -> optax.GradientTransformation:
+    """AdamW (Loshchilov & Hutter, arXiv:1711.05101); plain Adam where the weight decay is zero.
+
+    `mask(params)` says which leaves the weight decay acts on; None for all.
+    """
     rate: Any = config.learning_rate
     if config.warmup_steps:
         rate = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
     if config.weight_decay:
         update = optax.adamw(
-            rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=decayed
+            rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=mask
         )
     else:
         update = optax.adam(rate, b1=config.b1, b2=config.b2, eps=config.eps)
@@ -66,7 +69,7 @@ def decayed(params: Any) -> Any:
 
 def make_init(init_params: Callable[[jax.Array], Any], config: TrainingConfig, random: bool) -> Callable[..., Any]:
     """`init(key) -> {"params", "opt_state", "step"}`, and "key" where the step draws random numbers."""
-    optimizer = make_optimizer(config)
+    optimizer = make_optimizer(config, decayed)
 
     def init(key: jax.Array) -> dict[str, Any]:
         params_key, step_key = jax.random.split(key)
@@ -79,7 +82,7 @@ def make_init(init_params: Callable[[jax.Array], Any], config: TrainingConfig, r
 
 def make_step(loss: Loss, config: TrainingConfig) -> Step:
     """The training step for `loss(params, batch, key) -> scalar`; `key` is None unless the state holds one."""
-    optimizer = make_optimizer(config)
+    optimizer = make_optimizer(config, decayed)
 
     def train_step(state: Mapping[str, Any], batch: Any) -> tuple[dict[str, Any], dict[str, jax.Array]]:
         new_state: dict[str, Any] = {}

@@ -1,0 +1,203 @@
+"""Llama 3: RMSNorm, rotary positions, grouped-query attention, SwiGLU (arXiv:2407.21783), as a plain pytree.
+
+Parameters, with L layers stacked in front where they are scanned:
+
+    token_embedding/embedding          [vocab, embed]
+    layers/attention_norm/scale        [embed]
+    layers/attention/query/kernel      [embed, heads, head_dim]
+    layers/attention/{key,value}/kernel [embed, kv_heads, head_dim]
+    layers/attention/out/kernel        [heads, head_dim, embed]
+    layers/mlp_norm/scale              [embed]
+    layers/mlp/{gate,up,down}/kernel   [embed, mlp], [embed, mlp], [mlp, embed]
+    final_norm/scale                   [embed]
+    head/kernel                        [embed, vocab]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from parallelizer.zoo import layers as nn
+from parallelizer.zoo.model import ZooModel, check_choice, check_divides, split_options
+from parallelizer.zoo.tokens import random_tokens, token_shapes
+from parallelizer.zoo.training import TrainingConfig, make_init, make_step
+
+Params = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaConfig:
+    """Sizes and options of a Llama; the options mean what they mean in `GptConfig`.
+
+    Rotary frequencies are those of Llama 3, without the long-context scaling that 3.1 adds.
+    """
+
+    layers: int
+    embed: int
+    heads: int
+    kv_heads: int
+    mlp: int
+    sequence: int
+    vocab: int = 128_256
+    vocab_multiple: int = 128
+    tied: bool = False
+    dropout: float = 0.0
+    scan: bool = True
+    remat: str = "none"
+    dtype: str = "float32"
+    projection: str = "heads"
+    rope_base: float = 500_000.0
+    norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        check_divides("embed", self.embed, "2 * heads", 2 * self.heads)
+        check_divides("heads", self.heads, "kv_heads", self.kv_heads)
+        check_choice("remat", self.remat, nn.REMAT)
+        check_choice("dtype", self.dtype, nn.DTYPES)
+        check_choice("projection", self.projection, nn.PROJECTIONS)
+
+    @property
+    def head_dim(self) -> int:
+        return self.embed // self.heads
+
+    @property
+    def padded_vocab(self) -> int:
+        return -(-self.vocab // self.vocab_multiple) * self.vocab_multiple
+
+    @property
+    def flop_per_token(self) -> int:
+        """6 per weight used in a product, 12 L s e for attention (arXiv:2104.04473, section 5), nothing recomputed."""
+        attention = 2 * self.embed**2 + 2 * self.embed * self.kv_heads * self.head_dim
+        weights = self.layers * (attention + 3 * self.embed * self.mlp) + self.padded_vocab * self.embed
+        return 6 * weights + 12 * self.layers * self.sequence * self.embed
+
+
+def init_params(config: LlamaConfig, key: jax.Array) -> Params:
+    """Fresh parameters: normal with deviation 0.02, projections onto the residual divided by sqrt(2 layers)."""
+    tokens, layers, head = jax.random.split(key, 3)
+    params = {
+        "token_embedding": {"embedding": nn.normal(tokens, (config.padded_vocab, config.embed), 0.02)},
+        **nn.init_layers(partial(_init_block, config), layers, config.layers, config.scan),
+        "final_norm": _init_norm(config.embed),
+    }
+    if not config.tied:
+        params["head"] = nn.init_dense(head, (config.embed, config.padded_vocab))
+    return params
+
+
+def _init_norm(embed: int) -> Params:
+    return {"scale": jnp.ones(embed, jnp.float32)}
+
+
+def _init_block(config: LlamaConfig, key: jax.Array) -> Params:
+    query, key_, value, out, gate, up, down = jax.random.split(key, 7)
+    residual_std = 0.02 * (2 * config.layers) ** -0.5
+
+    def to_heads(k: jax.Array, heads: int) -> Params:
+        return nn.init_projection(k, config.embed, heads, config.head_dim, config.projection, bias=False)
+
+    return {
+        "attention_norm": _init_norm(config.embed),
+        "attention": {
+            "query": to_heads(query, config.heads),
+            "key": to_heads(key_, config.kv_heads),
+            "value": to_heads(value, config.kv_heads),
+            "out": nn.init_merge(
+                out, config.embed, config.heads, config.head_dim, config.projection, residual_std, bias=False
+            ),
+        },
+        "mlp_norm": _init_norm(config.embed),
+        "mlp": {
+            "gate": nn.init_dense(gate, (config.embed, config.mlp)),
+            "up": nn.init_dense(up, (config.embed, config.mlp)),
+            "down": nn.init_dense(down, (config.mlp, config.embed), std=residual_std),
+        },
+    }
+
+
+def rms_norm(params: Params, x: jax.Array, eps: float) -> jax.Array:
+    """Division by the root mean square over the last dimension, in float32 (arXiv:1910.07467)."""
+    x32 = x.astype(jnp.float32)
+    scale = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
+    return (x32 * scale * params["scale"]).astype(x.dtype)
+
+
+def rotary_angles(sequence: int, head_dim: int, base: float) -> jax.Array:
+    """[s, d / 2] angles: position times base^(-2 i / d) (Su et al., arXiv:2104.09864)."""
+    frequencies = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    return jnp.arange(sequence, dtype=jnp.float32)[:, None] * frequencies[None, :]
+
+
+def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
+    """Turns pairs (i, i + d/2) of [b, s, h, d] by the angles [s, d / 2]."""
+    cos, sin = (f(angles)[None, :, None, :].astype(x.dtype) for f in (jnp.cos, jnp.sin))
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def grouped_attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, rate: float, dropout_key: jax.Array | None
+) -> jax.Array:
+    """Causal attention of queries [b, s, h, d] in groups that share the keys and values [b, s, kv, d]."""
+    b, s, _, d = query.shape
+    grouped = query.reshape(b, s, key.shape[2], -1, d)
+    logits = jnp.einsum("bqkgd,btkd->bkgqt", grouped, key).astype(jnp.float32) * d**-0.5
+    weights = jax.nn.softmax(jnp.where(nn.causal_mask(s), logits, -1e30), axis=-1).astype(value.dtype)
+    y = jnp.einsum("bkgqt,btkd->bqkgd", nn.dropout(weights, rate, dropout_key), value)
+    return y.reshape(query.shape)
+
+
+def _block(config: LlamaConfig, angles: jax.Array, params: Params, x: jax.Array, key: jax.Array | None) -> jax.Array:
+    weights_key, attention_key, mlp_key = (None, None, None) if key is None else jax.random.split(key, 3)
+    y = rms_norm(params["attention_norm"], x, config.norm_eps)
+    query = rotate(nn.project(params["attention"]["query"], y, config.heads), angles)
+    key_ = rotate(nn.project(params["attention"]["key"], y, config.kv_heads), angles)
+    value = nn.project(params["attention"]["value"], y, config.kv_heads)
+    y = grouped_attention(query, key_, value, config.dropout, weights_key)
+    x = x + nn.dropout(nn.merge(params["attention"]["out"], y), config.dropout, attention_key)
+    y = rms_norm(params["mlp_norm"], x, config.norm_eps)
+    gate = jax.nn.silu(nn.dense(params["mlp"]["gate"], y, "bse,ef->bsf"))
+    y = gate * nn.dense(params["mlp"]["up"], y, "bse,ef->bsf")
+    return x + nn.dropout(nn.dense(params["mlp"]["down"], y, "bsf,fe->bse"), config.dropout, mlp_key)
+
+
+def apply(config: LlamaConfig, params: Params, tokens: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    """Logits [b, s, padded vocab] in `config.dtype` for tokens [b, s]; dropout only with a key."""
+    table = params["token_embedding"]["embedding"]
+    x = table[tokens].astype(jnp.dtype(config.dtype))
+    angles = rotary_angles(tokens.shape[1], config.head_dim, config.rope_base)
+    block = partial(_block, config, angles)
+    x = nn.apply_layers(block, params, x, key, layers=config.layers, scan=config.scan, remat=config.remat)
+    x = rms_norm(params["final_norm"], x, config.norm_eps)
+    if config.tied:
+        return jnp.einsum("bse,ve->bsv", x, table.astype(x.dtype))
+    return nn.dense(params["head"], x, "bse,ev->bsv")
+
+
+def loss(config: LlamaConfig, params: Params, batch: Mapping[str, jax.Array], key: jax.Array | None) -> jax.Array:
+    """Mean cross-entropy of `batch["targets"]`, which are `batch["tokens"]` one position on, both [b, s]."""
+    return nn.cross_entropy(apply(config, params, batch["tokens"], key), batch["targets"])
+
+
+def build(name: str, options: Mapping[str, Any]) -> ZooModel:
+    """The Llama with these fields of `LlamaConfig` and `TrainingConfig`, and `batch`."""
+    sizes, training_options = split_options(name, options, LlamaConfig, TrainingConfig)
+    config, training = LlamaConfig(**sizes), TrainingConfig(**training_options)
+    return ZooModel(
+        name=name,
+        config=config,
+        step=make_step(partial(loss, config), training),
+        init=make_init(partial(init_params, config), training, random=config.dropout > 0),
+        batch=options["batch"],
+        sequence=config.sequence,
+        flop_per_token=config.flop_per_token,
+        make_batch_shapes=token_shapes,
+        make_example_batch=partial(random_tokens, config.vocab),
+        params_of=lambda state: state["params"],
+    )
