@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from parallelizer.compiled.groups import Groups, axes_of, read_groups, read_pairs, read_transfer
+from parallelizer.compiled.groups import Groups, axes_of, read_groups, read_pairs, read_transfer, spanned_axes
 from parallelizer.compiled.loops import trip_count
-from parallelizer.compiled.scatter import is_sliced, scattering
+from parallelizer.compiled.scatter import scattering, sliced_members
 from parallelizer.compiled.text import (
     Computation,
     Frame,
@@ -47,8 +47,8 @@ class CompiledCollective:
     `padded_bytes` is `size_bytes` with the rows that the TPU compiler adds to a reduce-scatter.
     `members` is the number of arrays combined; `member_bytes` and `member_op_names` describe each (what produced it).
     `count` is how often it runs in one step; `count_known` is False where a loop around it has no constant trip count
-    (that loop counts once); `conditional` marks what runs only if a branch is taken. `sliced` marks an all_reduce of
-    which each device keeps only a slice, which is how compilers spell a reduce-scatter that they do not form.
+    (that loop counts once); `conditional` marks what runs only if a branch is taken. `member_sliced` marks the arrays
+    of an all_reduce of which each device keeps a slice: how compilers spell a reduce-scatter that they do not form.
     `transfer` is what a "send" between TPU slices belongs to ("ALL_REDUCE", "ALL_GATHER", ...).
     """
 
@@ -71,8 +71,13 @@ class CompiledCollective:
     computation: str
     count_known: bool = True
     conditional: bool = False
-    sliced: bool = False
+    member_sliced: tuple[bool, ...] = ()
     transfer: str = ""
+
+    @property
+    def sliced(self) -> bool:
+        """Whether every device keeps only a slice of everything that it receives."""
+        return bool(self.member_sliced) and all(self.member_sliced)
 
     @property
     def dtype(self) -> str:
@@ -82,6 +87,10 @@ class CompiledCollective:
     def axes(self, axis_names: Sequence[str], axis_sizes: Sequence[int]) -> tuple[str, ...] | None:
         """Mesh axes that it communicates over; None if its groups are no set of axes of this mesh."""
         return axes_of(self.groups, axis_names, axis_sizes, pairs=self.kind == "permute")
+
+    def spanned_axes(self, axis_names: Sequence[str], axis_sizes: Sequence[int]) -> tuple[str, ...]:
+        """Mesh axes along which any two members of a group differ: also where only a part of an axis takes part."""
+        return spanned_axes(self.groups, axis_names, axis_sizes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +159,7 @@ def _called(module: Module, call: Instruction, computation: Computation, site: _
             size_bytes=sum(members),
             padded_bytes=found.size_bytes,
             member_bytes=members,
-            sliced=False,
+            member_sliced=(),
         )
 
 
@@ -200,7 +209,7 @@ def _collective(
         computation=computation.name,
         count_known=site.known,
         conditional=site.conditional,
-        sliced=kind == "all_reduce" and is_sliced(module, computation, instruction),
+        member_sliced=sliced_members(module, computation, instruction) if kind == "all_reduce" else (),
         transfer=transfer,
     )
 

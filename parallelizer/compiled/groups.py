@@ -85,17 +85,24 @@ def axes_of(
         return None
     if not pairs:
         members = _of_every_slice(members, total)
-    coordinates = np.stack(np.unravel_index(np.arange(total), tuple(axis_sizes)), axis=1) if axis_sizes else None
-    if coordinates is None or not members:
-        return () if not members else None
-    varies = np.zeros(len(axis_sizes), dtype=bool)
-    for g in members if pairs else members[:1]:
-        at = coordinates[list(g)]
-        varies |= (at != at[0]).any(axis=0)
-    axes = [i for i, v in enumerate(varies) if v]
-    if not pairs and _grid_groups(axis_sizes, axes) != {frozenset(g) for g in members}:
+    if not members:
+        return ()
+    spanned = spanned_axes(members if pairs else members[:1], axis_names, axis_sizes)
+    numbers = [i for i, name in enumerate(axis_names) if name in spanned]
+    if not pairs and _grid_groups(axis_sizes, numbers) != {frozenset(g) for g in members}:
         return None
-    return tuple(axis_names[i] for i in axes)
+    return spanned
+
+
+def spanned_axes(
+    groups: Iterable[Sequence[int]], axis_names: Sequence[str], axis_sizes: Sequence[int]
+) -> tuple[str, ...]:
+    """The mesh axes along which members of one group (or source and target) differ, in the mesh's order."""
+    varies = np.zeros(len(axis_sizes), dtype=bool)
+    for group in groups:
+        at = np.stack(np.unravel_index(np.array(group), tuple(axis_sizes)), axis=1)
+        varies |= (at != at[0]).any(axis=0)
+    return tuple(name for name, v in zip(axis_names, varies, strict=True) if v)
 
 
 def _of_every_slice(members: list[tuple[int, ...]], total: int) -> list[tuple[int, ...]]:

@@ -38,10 +38,12 @@ def scattering(computation: Computation) -> dict[str, Scattered]:
     return out
 
 
-def is_sliced(module: Module, computation: Computation, instruction: Instruction) -> bool:
-    """Whether every use of an all-reduce's results keeps only a part that depends on the device (a dynamic slice)."""
-    parts = _parts(computation, instruction)
-    return bool(parts) and all(_only_sliced(module, computation, part) for part in parts)
+def sliced_members(module: Module, computation: Computation, instruction: Instruction) -> tuple[bool, ...]:
+    """For each array of an all-reduce, whether every use keeps only a part that depends on the device.
+
+    Empty where the uses cannot be told apart.
+    """
+    return tuple(_only_sliced(module, computation, part) for part in _parts(computation, instruction))
 
 
 def _parts(computation: Computation, instruction: Instruction) -> list[Instruction]:
