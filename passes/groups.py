@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from passes.ir import Graph, Literal, Op, Operand, Region, Visit
 from passes.rules import Rule, rule_for
@@ -49,9 +49,12 @@ State = Place | Alias | _Mark
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """`consumer` needs `value` with its dimensions cut as `slots` say. `operand` is the position at operation `visit`.
+    """`consumer` needs `value` with its dimensions cut as `slots` say.
 
-    visit None: the value leaves the program (`output` is its position) or enters the next iteration of a loop.
+    role "operand": as operand `operand` of operation `visit`; "enter": as initial value of the loop carry `target`;
+    "return": as the value that an iteration hands to carry `target`; "stack": as one iteration's part of the stacked result
+    `target`; "output": as result number `target` of the program. `repeats` are later operands of the same group that are
+    served by the same moved copy.
     """
 
     value: int
@@ -60,7 +63,9 @@ class Want:
     count: int
     visit: Visit | None = None
     operand: int = -1
-    output: int = -1
+    role: str = "operand"
+    target: int = -1
+    repeats: tuple[tuple[Visit, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +94,8 @@ class Group:
     followers: list[Visit] = field(default_factory=list)
     finishes: list[Finish] = field(default_factory=list)
     merged: tuple[int, tuple[int, ...]] | None = None  # (group, class map) once united with another
+    defers: bool = False  # the result may stay a partial sum: its only reader is a sum that can finish it
+    sums: bool = False  # a sum of values that may all arrive as partial sums
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +132,10 @@ class _Builder:
         self.unknown: list[Visit] = []
         self.visits: list[Visit] = []
         self.elementwise_only = _elementwise_only(graph)
+        # Joins by the places that meet in them, and per join every place it already agrees on, so that a second meeting of
+        # the same groups (the many products of one backward formula) follows the first instead of deciding again.
+        self.joins: dict[frozenset[Place], int] = {}
+        self.agreed: dict[int, set[Place]] = {}
 
     # ---- groups ----
     def new_group(self, kind: str, root: int, limits: list[int], **rest: object) -> Group:
@@ -169,10 +180,10 @@ class _Builder:
         state = self.states[operand]
         return self.canon(state) if isinstance(state, Place) else state
 
-    def want(self, operand: Operand, consumer: int, slots: tuple[Slot, ...], count: int, **at: object) -> None:
+    def want(self, source: Operand, consumer: int, slots: tuple[Slot, ...], count: int, **at: object) -> None:
         """Note what `consumer` needs of `operand`; nothing where its group agrees by construction."""
-        state = self.state(operand)
-        value = operand
+        state = self.state(source)
+        value = source
         if isinstance(state, Alias):
             by_source = {s: slots[d] for d, s in enumerate(state.dims) if s >= 0}
             value = state.source
@@ -198,7 +209,7 @@ class _Builder:
         for position, source in self.graph.carried.items():
             out, into = self.graph.outputs[position], self.state(self.graph.inputs[source])
             if isinstance(into, Place) and not isinstance(out, Literal):
-                self.want(out, into.group, _slots(into), 1, output=position)
+                self.want(out, into.group, _slots(into), 1, role="output", target=position)
 
     def region(self, ops: tuple[Op, ...], count: int, inside: tuple[Op, ...]) -> None:
         for op in ops:
@@ -263,6 +274,9 @@ class _Builder:
         states = [self.state(o) for o in full]
         places = list(dict.fromkeys(s for s in states if isinstance(s, Place)))
         aliases = list(dict.fromkeys(s for s in states if isinstance(s, Alias)))
+        stretched = [o for o in op.inputs if self.stretches(o, shape)]
+        if stretched and any(self.state(o) is not FREE for o in stretched) and not places:
+            return False
         if not places and len(aliases) <= 1:
             for r in op.outputs:
                 self.states[r] = aliases[0] if aliases else (FREE if shape else SCALAR)
@@ -273,14 +287,24 @@ class _Builder:
         for r in op.outputs:
             self.follow_state(r, place, visit)
         for i, o in enumerate(op.inputs):
-            if self.graph.shape_of(o) == shape:
-                self.want(o, place.group, _slots(place), visit.count, visit=visit, operand=i)
+            if self.graph.shape_of(o) == shape or o in stretched:
+                sizes = zip(_slots(place), self.graph.shape_of(o), shape, strict=True)
+                slots = tuple(slot if a == b else None for slot, a, b in sizes)
+                self.want(o, place.group, slots, visit.count, visit=visit, operand=i)
         return True
+
+    def stretches(self, operand: Operand, shape: tuple[int, ...]) -> bool:
+        """Whether an element-wise operation repeats this operand along dimensions of size 1."""
+        own = self.graph.shape_of(operand)
+        return len(own) == len(shape) and own != shape
 
     def common_place(self, places: list[Place]) -> Place | None:
         """One place for all: the same one, or that of optimizer state, which nothing but its own update reads."""
         if len(places) == 1:
             return places[0]
+        again = self.met_before(places)
+        if again is not None:
+            return again
         owned = [p for p in places if self.groups[p.group].kind == "input" and self.groups[p.group].root in self.elementwise_only]
         if not owned:
             return None
@@ -289,6 +313,24 @@ class _Builder:
             if other.group != first.group:
                 self.unite(first, other)
         return self.canon(first)
+
+    def met_before(self, places: list[Place]) -> Place | None:
+        """The join where all these places have met already, if there is one."""
+        found = self.joins.get(frozenset(places))
+        if found is not None:
+            return Place(found, tuple(range(len(self.groups[found].limits))))
+        for p in sorted(places, key=lambda p: -p.group):
+            if p.dims == tuple(range(len(p.dims))) and all(q == p or q in self.agreed.get(p.group, ()) for q in places):
+                return p
+        return None
+
+    def note_join(self, group: Group, places: list[Place]) -> None:
+        self.joins[frozenset(places)] = group.id
+        agreed = set(places)
+        for p in places:
+            if p.dims == tuple(range(len(p.dims))):
+                agreed |= self.agreed.get(p.group, set())
+        self.agreed[group.id] = agreed
 
     def move(self, visit: Visit, rule: Rule, state: Place | Alias) -> bool:
         """Transpose, broadcast, squeeze, reshape: map the dimensions through the factors."""
@@ -342,9 +384,11 @@ class _Builder:
         op = visit.op
         rank = len(state.dims)
         kept = [d for d in range(rank) if rule.operands[0][d][0] not in rule.reduced and rule.operands[0][d][0] not in rule.fixed]
-        if kept and kept != list(range(len(kept))):
-            return False
         gone = [d for d in range(rank) if d not in kept]
+        # Dropping dimensions of size 1 is a reshape in disguise.
+        large = [d for d in gone if rule.sizes[rule.operands[0][d][0]] > 1]
+        if kept and large and min(large) < max(kept):
+            return False
         if rule.fixed and any(state.dims[d] >= 0 and self.useful(self.groups[state.group].limits[state.dims[d]]) for d in gone):
             return False
         dims = tuple(state.dims[d] for d in kept)
@@ -374,6 +418,9 @@ class _Builder:
             rule=rule,
             factors=factors,
         )
+        if group.kind == "join" and len(factors) == len(shapes[0]):
+            met = [self.state(o) for o in op.inputs if self.graph.shape_of(o) == shapes[0]]
+            self.note_join(group, list(dict.fromkeys(s for s in met if isinstance(s, Place))))
         for r, dims, shape in zip(op.outputs, rule.results, shapes, strict=True):
             if shape:
                 self.join(r, Place(group.id, tuple(factors.index(dim[0]) if dim and dim[0] in cuttable else -1 for dim in dims)))
@@ -397,7 +444,7 @@ class _Builder:
                 self.states[b] = SCALAR
                 continue
             place = self.plain_group("carry", b, visit)
-            self.want(o, place.group, _slots(place), visit.count, visit=visit, operand=i)
+            self.want(o, place.group, _slots(place), visit.count, visit=visit, operand=i, role="enter", target=b)
         for o, b in zip(op.inputs[consts + carry :], region.inputs[consts + carry :], strict=True):
             self.states[b] = self.slice_state(b, self.state(o))
         inner = visit.count * region.trip_count
@@ -422,7 +469,7 @@ class _Builder:
             b, out, result = region.inputs[consts + k], region.outputs[k], op.outputs[k]
             state = self.state(b)
             if isinstance(state, Place):
-                self.want(out, state.group, _slots(state), inner)
+                self.want(out, state.group, _slots(state), inner, role="return", target=b)
                 self.join(result, state)
             else:
                 self.states[result] = state
@@ -432,7 +479,7 @@ class _Builder:
                 self.join(result, Place(state.group, (-1, *state.dims)))
             else:
                 place = self.plain_group("made", result, visit, whole=frozenset({0}))
-                self.want(out, place.group, _slots(place)[1:], inner)
+                self.want(out, place.group, _slots(place)[1:], inner, role="stack", target=result)
 
     def finish(self) -> Grouping:
         states = {v: (self.canon(s) if isinstance(s, Place) else s) for v, s in self.states.items()}
@@ -449,9 +496,68 @@ class _Builder:
             assert isinstance(place, Place)
             if place.group == consumer and tuple(None if c < 0 else c for c in place.dims) == slots:
                 continue
-            wants.append(Want(w.value, consumer, slots, w.count, w.visit, w.operand, w.output))
+            wants.append(Want(w.value, consumer, slots, w.count, w.visit, w.operand, w.role, w.target))
+        wants = _merge_repeats(wants)
         live = {i: g for i, g in self.groups.items() if g.merged is None}
+        _mark_sums(self.graph, live, states)
         return Grouping(live, states, tuple(wants), tuple(self.unknown), tuple(self.visits))
+
+
+def _merge_repeats(wants: list[Want]) -> list[Want]:
+    """One want for all operands of a group that need the same value in the same way, in the same loop."""
+    first: dict[object, int] = {}
+    out: list[Want] = []
+    for w in wants:
+        inside = tuple(o.id for o in w.visit.inside) if w.visit is not None else ()
+        key = (w.value, w.consumer, w.slots, w.count, inside)
+        if w.role != "operand" or w.visit is None or key not in first:
+            if w.role == "operand":
+                first[key] = len(out)
+            out.append(w)
+        else:
+            old = out[first[key]]
+            out[first[key]] = replace(old, repeats=(*old.repeats, (w.visit, w.operand)))
+    return out
+
+
+def _mark_sums(graph: Graph, groups: dict[int, Group], states: dict[int, State]) -> None:
+    """Find sums of contractions that nothing else reads: one reduction after the sum does for all of them.
+
+    The gradient of an input that feeds three projections is such a sum; so is that of a tied embedding.
+    """
+    uses: dict[int, int] = {}
+
+    def count(ops: tuple[Op, ...]) -> None:
+        for op in ops:
+            for o in op.inputs:
+                if not isinstance(o, Literal):
+                    uses[o] = uses.get(o, 0) + 1
+            for region in op.regions:
+                count(region.ops)
+                for o in region.outputs:
+                    if not isinstance(o, Literal):
+                        uses[o] = uses.get(o, 0) + 1
+
+    count(graph.ops)
+    for o in graph.outputs:
+        if not isinstance(o, Literal):
+            uses[o] = uses.get(o, 0) + 1
+    for group in groups.values():
+        if group.kind != "join" or group.leader is None or group.leader.op.primitive not in ("add", "add_any"):
+            continue
+        parts = []
+        for o in group.leader.op.inputs:
+            place = states.get(o) if not isinstance(o, Literal) else None
+            source = groups.get(place.group) if isinstance(place, Place) else None
+            if source is None or source.root != o or uses[o] != 1 or len(source.members) != 1 or source.finishes:
+                break
+            if not source.sums and (source.rule is None or "sum" not in source.rule.reduced.values()):
+                break
+            parts.append(source)
+        else:
+            group.sums = True
+            for source in parts:
+                source.defers = True
 
 
 def _slots(place: Place) -> tuple[Slot, ...]:

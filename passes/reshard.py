@@ -15,7 +15,7 @@ from functools import cached_property
 
 import numpy as np
 
-from cost_model.collectives import collective_s
+from cost_model.collectives import collective_latency_s, collective_s
 from cost_model.mesh import LogicalMesh
 from passes.ir import Sharding, Step
 
@@ -23,6 +23,20 @@ Dims = tuple[tuple[str, ...], ...]
 
 # A path of several steps that costs the same as a shorter one is never wanted; a slice moves nothing but is not quite free.
 _SLICE_S = 1e-9
+
+
+# What joining a combined collective costs a tensor all the same, as a share of an all-reduce's latency: being copied in and
+# out. The same for every kind, so that one all-reduce is cheaper than a reduce-scatter and an all-gather of few bytes.
+_JOINING = 0.02
+
+
+def combined_s(kind: str, mesh: LogicalMesh, axes: tuple[str, ...], size_bytes: float, latency_share: float) -> float:
+    """Seconds of a collective that pays only a share of its latency, because the compiler combines it with others."""
+    seconds = float(collective_s(kind, mesh, axes, size_bytes))
+    if latency_share < 1.0:
+        seconds -= (1 - latency_share) * collective_latency_s(mesh, axes, kind)
+        seconds += _JOINING * collective_latency_s(mesh, axes, "all_reduce")
+    return seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +108,7 @@ class Forms:
 class ReshardTable:
     """Prices and steps between all shardings of one array on one mesh."""
 
-    def __init__(self, forms: Forms, size_bytes: int, mesh: LogicalMesh) -> None:
+    def __init__(self, forms: Forms, size_bytes: int, mesh: LogicalMesh, latency_share: float = 1.0) -> None:
         self.forms = forms
         self.size_bytes = size_bytes
         n = len(forms.dims)
@@ -107,7 +121,7 @@ class ReshardTable:
                 if move.kind == "slice":
                     prices[key] = _SLICE_S
                 else:
-                    prices[key] = float(collective_s(move.kind, mesh, move.axes, size_bytes / move.divisor))
+                    prices[key] = combined_s(move.kind, mesh, move.axes, size_bytes / move.divisor, latency_share)
             if prices[key] < cost[move.source, move.target]:
                 cost[move.source, move.target] = prices[key]
                 best[move.source, move.target] = m
@@ -142,7 +156,7 @@ class Reshards:
         self.mesh = mesh
         self.sizes = tuple(zip(mesh.axis_names, mesh.axis_sizes, strict=True))
         self._forms: dict[tuple[int, ...], Forms] = {}
-        self._tables: dict[tuple[tuple[int, ...], int], ReshardTable] = {}
+        self._tables: dict[tuple[tuple[int, ...], int, float], ReshardTable] = {}
 
     def forms(self, shape: tuple[int, ...]) -> Forms:
         """Shapes that allow the same cuts share their forms: only the common divisors with the mesh matter."""
@@ -151,14 +165,16 @@ class Reshards:
             self._forms[limits] = Forms(self.sizes, limits)
         return self._forms[limits]
 
-    def table(self, shape: tuple[int, ...], itemsize: int) -> ReshardTable:
+    def table(self, shape: tuple[int, ...], itemsize: int, latency_share: float = 1.0) -> ReshardTable:
+        """Prices for arrays of this shape. `latency_share` is the part of a collective's latency that this array pays
+        where the compiler combines it with others."""
         forms = self.forms(shape)
         size = itemsize
         for n in shape:
             size *= n
-        key = (forms.limits, size)
+        key = (forms.limits, size, latency_share)
         if key not in self._tables:
-            self._tables[key] = ReshardTable(forms, size, self.mesh)
+            self._tables[key] = ReshardTable(forms, size, self.mesh, latency_share)
         return self._tables[key]
 
 

@@ -10,6 +10,8 @@ from passes.groups import Group, Slot
 from passes.ir import Reduction
 
 Axes = tuple[str, ...]
+ARRIVING = "+"  # the pseudo-factor of a sum: axes over which its operands arrive as partial sums
+_KEEP = -1  # choice for a partial sum: leave it unfinished
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,13 +20,15 @@ class Strategy:
 
     classes: axes per class, major to minor. factors: axes per factor of the leading operation (contracted ones included).
     reductions: how partial sums are finished; `dim` is a class here. shared: axes per class of the copy that several
-    consumers of a member use together, or None where each makes its own.
+    consumers of a member use together, or None where each makes its own. partial: axes over which the result stays an
+    unfinished sum, for the sum that reads it; that sum finds them under the factor ARRIVING.
     """
 
     classes: tuple[Axes, ...]
     factors: tuple[tuple[str, Axes], ...] = ()
     reductions: tuple[Reduction, ...] = ()
     shared: tuple[Axes, ...] | None = None
+    partial: Axes = ()
 
     def axes_of(self, slot: Slot) -> Axes:
         if slot is None:
@@ -70,19 +74,26 @@ def _of_operation(group: Group, sizes: Mapping[str, int]) -> Iterator[Strategy]:
         choices.append((f, None))
         if f in rule.reduced and rule.reduced[f] == "sum":
             choices += [(f, c) for c in range(len(group.factors)) if group.limits[c] > 1]
+            choices += [(f, _KEEP)] if group.defers else []
+    if group.sums:
+        choices += [(ARRIVING, None), *((ARRIVING, c) for c in range(len(group.factors)) if group.limits[c] > 1)]
+        choices += [(ARRIVING, _KEEP)] if group.defers else []
     for picks in itertools.product(choices, repeat=len(axes)):
         by_factor: dict[str, list[str]] = {}
         scattered: dict[int, list[str]] = {}
         summed: list[str] = []
+        kept: list[str] = []
         combine = "sum"
         for a, pick in zip(axes, picks, strict=True):
             if pick is None:
                 continue
             by_factor.setdefault(pick[0], []).append(a)
-            if pick[0] in rule.reduced:
+            if pick[0] in rule.reduced or pick[0] == ARRIVING:
                 if pick[1] is None:
                     summed.append(a)
-                    combine = rule.reduced[pick[0]]
+                    combine = rule.reduced.get(pick[0], "sum")
+                elif pick[1] == _KEEP:
+                    kept.append(a)
                 else:
                     scattered.setdefault(pick[1], []).append(a)
         if not _legal(group, by_factor, scattered, class_of, sizes):
@@ -95,7 +106,7 @@ def _of_operation(group: Group, sizes: Mapping[str, int]) -> Iterator[Strategy]:
             factors = tuple(zip(names, orders, strict=True))
             on = dict(factors)
             classes = tuple((*on.get(f, ()), *scattered.get(c, ())) for c, f in enumerate(group.factors))
-            yield Strategy(classes, factors, reductions)
+            yield Strategy(classes, factors, reductions, None, tuple(kept))
 
 
 def _legal(
@@ -103,7 +114,7 @@ def _legal(
 ) -> bool:
     assert group.rule is not None
     for f, on in by_factor.items():
-        if group.rule.sizes[f] % _product(sizes, on):
+        if f != ARRIVING and group.rule.sizes[f] % _product(sizes, on):
             return False
         if f in class_of:
             total = _product(sizes, on) * _product(sizes, scattered.get(class_of[f], []))
@@ -124,7 +135,7 @@ def _with_shared(strategy: Strategy) -> Iterator[Strategy]:
         gathers.append(set(used))
     for gone in gathers:
         shared = tuple(tuple(a for a in on if a not in gone) for on in strategy.classes)
-        yield Strategy(strategy.classes, strategy.factors, strategy.reductions, shared)
+        yield Strategy(strategy.classes, strategy.factors, strategy.reductions, shared, strategy.partial)
 
 
 def _product(sizes: Mapping[str, int], axes: object) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +90,19 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Use:
+    """How an operand gets the sharding in which an operation (or the caller) wants it.
+
+    `source` is the value that is moved: the operand itself, or what it repeats (a broadcast is made anew from its moved
+    source). `shared` says that the moves start from the source's shared copy, not from the source.
+    """
+
+    source: int
+    shared: bool
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class OpDecision:
     """What lowering must do at one operation.
 
@@ -102,6 +115,7 @@ class OpDecision:
     results: tuple[Sharding | None, ...]
     reductions: tuple[Reduction, ...] = ()
     manual: bool = False
+    uses: tuple[Use | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,3 +130,9 @@ class Layout:
     values: Mapping[int, Sharding]
     shared: Mapping[int, Sharding]
     ops: Mapping[int, OpDecision]
+    shared_steps: Mapping[int, tuple[Step, ...]] = field(default_factory=dict)
+    entering: Mapping[int, Use] = field(default_factory=dict)
+    returning: Mapping[int, Use] = field(default_factory=dict)
+    stacking: Mapping[int, Use] = field(default_factory=dict)
+    leaving: Mapping[int, Use] = field(default_factory=dict)
+    outputs: tuple[Sharding | None, ...] = ()

@@ -42,11 +42,14 @@ class View:
         return Rule(operands, results, {}, kind="opaque")
 
     def elementwise(self, flop_per_element: float = 1.0, kind: str = "elementwise") -> Rule:
-        """All arrays of the result's shape share every dimension; scalars take no part."""
+        """Arrays of the result's rank share every dimension, but for those of size 1 that are repeated; scalars take no part."""
         shape = self.results[0]
         names = letters(len(shape))
         dims = tuple((n,) for n in names)
-        arrays = tuple(dims if s == shape else tuple(() for _ in s) for s in self.operands)
+        arrays = tuple(
+            tuple((n,) if a == b else () for n, a, b in zip(names, s, shape, strict=True)) if len(s) == len(shape) else tuple(() for _ in s)
+            for s in self.operands
+        )
         results = tuple(dims for _ in self.results)
         return rule_of(
             arrays, results, dict(zip(names, shape, strict=True)), flop=flop_per_element * self.result_elements, kind=kind

@@ -1,0 +1,383 @@
+"""From groups and strategies to an assignment problem: seconds per strategy, seconds per pair, bytes over time.
+
+The price is linear: computing, plus every collective as if nothing hid it. Collectives that nothing waits for in the forward
+and backward pass (gradient reductions, parameter gathers) are combined by the compiler, so they share one latency in
+proportion to their bytes instead of paying one each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cost_model.compute import op_time_s
+from cost_model.mesh import LogicalMesh
+from passes.groups import Group, Grouping, Place, Want
+from passes.ir import Graph, Literal, Op, Visit
+from passes.memory import Life, Lives, lives
+from passes.reshard import Dims, Reshards, ReshardTable, combined_s
+from passes.rules import rule_for
+from passes.solve import Edge, MemoryItem, Problem
+from passes.strategies import ARRIVING, Strategy, enumerate_strategies
+
+FAMILY = {
+    "contraction": "contraction", "elementwise": "elementwise", "reduction": "reduction", "movement": "copy", "indexing": "gather",
+    "free": "elementwise", "opaque": "other",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Program:
+    """What planning knows of a graph before a mesh is chosen."""
+
+    graph: Graph
+    grouping: Grouping
+    lives: Lives
+    count: Mapping[int, int]  # how often a value is made in one step
+    reaches: frozenset[int]  # values that some later contraction depends on
+    readers: Mapping[int, int]  # wants of a value by operations that lead groups
+    parameter_bytes: int  # inputs that are carried to the next step and read by more than their own update
+    late_bytes: Mapping[int, int]  # by count: bytes of contraction results that no contraction depends on (gradients)
+
+
+def analyse(graph: Graph, grouping: Grouping) -> Program:
+    count: dict[int, int] = dict.fromkeys(graph.inputs, 1)
+    for v in grouping.visits:
+        for region in v.op.regions:
+            for b in region.inputs:
+                count[b] = v.count * region.trip_count
+        for r in v.op.outputs:
+            count[r] = v.count
+    reaches = _reaching(graph)
+    readers: dict[int, int] = {}
+    for w in grouping.wants:
+        leads = grouping.groups[w.consumer].leader
+        if w.role == "operand" and leads is not None and w.visit is not None and leads.op is w.visit.op and grouping.groups[w.consumer].kind == "op":
+            readers[w.value] = readers.get(w.value, 0) + 1
+    carried = {graph.inputs[i] for i in graph.carried.values()}
+    parameters = sum(graph.values[v].size_bytes for v in carried if v in reaches)
+    late: dict[int, int] = {}
+    for g in grouping.groups.values():
+        if g.kind == "op" and g.leader is not None and g.root not in reaches and g.root in graph.values:
+            late[g.leader.count] = late.get(g.leader.count, 0) + graph.values[g.root].size_bytes
+    return Program(graph, grouping, lives(graph, grouping), count, frozenset(reaches), readers, parameters, late)
+
+
+def _reaching(graph: Graph) -> set[int]:
+    """Values from which a contraction or an indexing operation is reached."""
+    found: set[int] = set()
+
+    def region(ops: tuple[Op, ...]) -> None:
+        for op in reversed(ops):
+            if op.primitive == "scan" and op.regions:
+                body = op.regions[0]
+                for _ in range(2):  # a carry reaches what the next iteration reaches
+                    for out, result in zip(body.outputs, op.outputs, strict=True):
+                        if result in found and not isinstance(out, Literal):
+                            found.add(out)
+                    first = int(op.params["num_consts"])
+                    for k in range(int(op.params["num_carry"])):
+                        out = body.outputs[k]
+                        if body.inputs[first + k] in found and not isinstance(out, Literal):
+                            found.add(out)
+                    region(body.ops)
+                found.update(o for o, b in zip(op.inputs, body.inputs, strict=True) if b in found and not isinstance(o, Literal))
+            elif op.regions or rule_for(graph, op).kind in ("contraction", "indexing") or any(r in found for r in op.outputs):
+                found.update(o for o in op.inputs if not isinstance(o, Literal))
+
+    region(graph.ops)
+    return found
+
+
+@dataclass(frozen=True)
+class Priced:
+    """The assignment problem of one program on one mesh. Node n decides group `order[n]`."""
+
+    program: Program
+    mesh: LogicalMesh
+    order: tuple[int, ...]
+    strategies: Mapping[int, tuple[Strategy, ...]]
+    compute_s: Mapping[int, np.ndarray]
+    communication_s: Mapping[int, np.ndarray]
+    problem: Problem
+    constant_bytes: float
+    reshards: Reshards = field(repr=False)
+
+
+class Pricer:
+    """Prices of one program on one mesh."""
+
+    def __init__(self, program: Program, mesh: LogicalMesh) -> None:
+        self.program = program
+        self.graph = program.graph
+        self.grouping = program.grouping
+        self.mesh = mesh
+        self.sizes = mesh.sizes
+        self.chip = mesh.topology.chip
+        self.reshards = Reshards(mesh)
+        self._prices: dict[tuple[str, tuple[str, ...], float, float], float] = {}
+
+    # ---- single prices ----
+    def collective(self, kind: str, axes: tuple[str, ...], size_bytes: float, latency_share: float = 1.0) -> float:
+        key = (kind, axes, size_bytes, latency_share)
+        if key not in self._prices:
+            self._prices[key] = combined_s(kind, self.mesh, axes, size_bytes, latency_share)
+        return self._prices[key]
+
+    def latency_share(self, value: int, group: Group) -> float:
+        """1 for a collective on the critical path; else the part of one combined collective's latency that is this value's."""
+        size = self.graph.values[value].size_bytes
+        if group.kind == "input" and self.program.count.get(value, 1) == 1:
+            return _share(size, self.program.parameter_bytes)
+        if value not in self.program.reaches:
+            once = self.program.count.get(value, 1) == 1
+            return _share(size, self.program.parameter_bytes if once else self.program.late_bytes.get(self.program.count[value], 0))
+        return 1.0
+
+    def table(self, value: int, group: Group) -> ReshardTable:
+        v = self.graph.values[value]
+        return self.reshards.table(v.shape, v.itemsize, self.latency_share(value, group))
+
+    # ---- nodes ----
+    def cuts(self, strategies: tuple[Strategy, ...], slots: tuple[object, ...]) -> np.ndarray:
+        """Per strategy, into how many pieces an array is cut whose dimensions have these slots."""
+        out = np.ones(len(strategies))
+        for i, s in enumerate(strategies):
+            for slot in slots:
+                out[i] *= self.mesh.size(s.axes_of(slot)) if slot is not None else 1  # type: ignore[arg-type]
+        return out
+
+    def node(self, group: Group, strategies: tuple[Strategy, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """(compute, communication) seconds per strategy."""
+        compute = np.zeros(len(strategies))
+        communication = np.zeros(len(strategies))
+        kept = self.program.lives.values()
+        moved: dict[tuple[int, ...], float] = {}
+        for v in group.members:
+            place = self.grouping.place(v)
+            if v in kept and place is not None and not (group.kind == "op" and v == group.root):
+                key = tuple(sorted(c for c in place.dims if c >= 0))
+                moved[key] = moved.get(key, 0.0) + 2.0 * self.graph.values[v].size_bytes * self.program.count[v]
+        for key, size in moved.items():
+            compute += op_time_s(self.chip, 0.0, size / self.cuts(strategies, key), "float32", "elementwise")
+        if group.leader is not None and group.rule is not None and group.kind == "op":
+            compute += self.leader(group, strategies)
+        for i, s in enumerate(strategies):
+            communication[i] = self.reductions(group, s) + self.finishes(group, s) + self.shared(group, s)
+        return compute, communication
+
+    def leader(self, group: Group, strategies: tuple[Strategy, ...]) -> np.ndarray:
+        visit, rule = group.leader, group.rule
+        assert visit is not None and rule is not None
+        op = visit.op
+        all_factors = tuple(dict.fromkeys(f for s in strategies for f, _ in s.factors if f != ARRIVING))
+        flop = rule.flop / self.cuts(strategies, all_factors)
+        moved = np.zeros(len(strategies))
+        for o, dims in zip((*op.inputs, *op.outputs), (*rule.operands, *rule.results), strict=True):
+            array = self.graph.value_of(o)
+            size = array.itemsize * math.prod(array.shape)
+            if rule.kind == "indexing" and o in op.inputs and o == op.inputs[0]:
+                size = min(size, self.graph.values[op.outputs[0]].size_bytes)  # only the rows that are picked are read
+            moved += size / self.cuts(strategies, tuple(dim[0] if dim else None for dim in dims))
+        dtype = self.graph.value_of(op.inputs[0]).dtype if op.inputs else "float32"
+        return visit.count * np.asarray(op_time_s(self.chip, flop, moved, dtype, FAMILY[rule.kind]))
+
+    def reductions(self, group: Group, strategy: Strategy) -> float:
+        if not strategy.reductions or group.leader is None or group.rule is None:
+            return 0.0
+        share = self.latency_share(group.root, group)
+        total = 0.0
+        size = self.graph.values[group.root].size_bytes / self.mesh.size(self.before_reduction(group, strategy))
+        for r in strategy.reductions:
+            kind = "all_reduce" if r.dim is None else "reduce_scatter"
+            total += self.collective(kind, r.axes, size, share)
+            if r.dim is not None:
+                size /= self.mesh.size(r.axes)
+        return total * group.leader.count
+
+    def before_reduction(self, group: Group, strategy: Strategy) -> tuple[str, ...]:
+        """Axes that cut the leading operation's local result before its partial sums are scattered."""
+        scattered = {a for r in strategy.reductions if r.dim is not None for a in r.axes}
+        return tuple(a for on in strategy.classes for a in on if a not in scattered)
+
+    def finishes(self, group: Group, strategy: Strategy) -> float:
+        total = 0.0
+        for f in group.finishes:
+            axes = tuple(a for c in f.classes for a in strategy.classes[c])
+            if axes and f.result_dims:
+                size = self.graph.values[f.result].size_bytes
+                for c in f.result_dims:
+                    size //= self.mesh.size(strategy.classes[c]) if c >= 0 else 1
+                total += f.visit.count * self.collective("all_reduce", axes, size)
+        return total
+
+    def shared(self, group: Group, strategy: Strategy) -> float:
+        if strategy.shared is None:
+            return 0.0
+        total = 0.0
+        for v in self.shared_members(group):
+            table = self.table(v, group)
+            total += self.program.count[v] * table.price(self.form(v, strategy), self.form(v, strategy, shared=True))
+        return total
+
+    def shared_members(self, group: Group) -> list[int]:
+        return [v for v in group.members if self.program.readers.get(v, 0) > 1]
+
+    def form(self, value: int, strategy: Strategy, shared: bool = False) -> Dims:
+        """Sharding of a member under a strategy."""
+        place = self.grouping.place(value)
+        assert place is not None
+        classes = strategy.shared if shared and strategy.shared is not None else strategy.classes
+        return tuple(classes[c] if c >= 0 else () for c in place.dims)
+
+    # ---- edges ----
+    def pair_matrix(
+        self, want: Want, source: tuple[Strategy, ...], target: tuple[Strategy, ...]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(matrix, row of each source strategy, column of each target strategy) of one want."""
+        group = self.grouping.groups[self._place(want).group]
+        consumer = self.grouping.groups[want.consumer]
+        table = self.table(want.value, group)
+        has_copy = self.program.readers.get(want.value, 0) > 1
+        rows: dict[object, int] = {}
+        cols: dict[object, int] = {}
+        row_of = np.array(
+            [
+                rows.setdefault((self.form(want.value, s), self.form(want.value, s, has_copy), frozenset(s.partial)), len(rows))
+                for s in source
+            ]
+        )
+        sums = consumer.sums and want.role == "operand" and want.visit is not None and consumer.leader is not None and want.visit.op is consumer.leader.op
+        col_of = np.array(
+            [cols.setdefault((s.form(want.slots), frozenset(s.axes_of(ARRIVING)) if sums else frozenset()), len(cols)) for s in target]
+        )
+        index = table.forms.index
+        forms = np.array([index.get(f, -1) for f, _, _ in rows])  # type: ignore[misc]
+        copies = np.array([index.get(c, -1) for _, c, _ in rows])  # type: ignore[misc]
+        wanted = np.array([index.get(f, -1) for f, _ in cols])  # type: ignore[misc]
+        matrix = np.minimum(table.cost[np.ix_(forms, wanted)], table.cost[np.ix_(copies, wanted)]) * want.count
+        matrix[forms < 0, :] = np.inf
+        matrix[:, wanted < 0] = np.inf
+        arrives = [p for _, p in cols]  # type: ignore[misc]
+        for i, (_, _, partial) in enumerate(rows):  # type: ignore[misc]
+            for j, expected in enumerate(arrives):
+                # An unfinished sum is read as it is, or not at all.
+                if partial != expected or (partial and forms[i] != wanted[j]):
+                    matrix[i, j] = np.inf
+        return matrix, row_of, col_of
+
+    def _place(self, want: Want) -> Place:
+        place = self.grouping.place(want.value)
+        assert place is not None
+        return place
+
+    # ---- memory ----
+    def memory(self, strategies: Mapping[int, tuple[Strategy, ...]]) -> tuple[dict[tuple[int, int, int], np.ndarray], list[Life]]:
+        """Bytes per strategy by (group, start, end), and lives of values that no decision cuts."""
+        items: dict[tuple[int, int, int], np.ndarray] = {}
+        loose: list[Life] = []
+
+        def add(group: int, start: int, end: int, usage: np.ndarray) -> None:
+            key = (group, start, end)
+            items[key] = items[key] + usage if key in items else usage
+
+        reused = self.reused_outputs()
+        for life in self.program.lives.kept:
+            place = self.grouping.place(life.value)
+            if life.value in reused:
+                continue
+            if place is None:
+                loose.append(life)
+                continue
+            size = self.graph.values[life.value].size_bytes
+            add(place.group, life.start, life.end, size / self.cuts(strategies[place.group], tuple(c if c >= 0 else None for c in place.dims)))
+        position = {v.op.id: i for i, v in enumerate(self.grouping.visits)}
+        for g, options in strategies.items():
+            group = self.grouping.groups[g]
+            if any(s.shared is not None for s in options):
+                self.shared_memory(group, options, position, add)
+        return items, loose
+
+    def reused_outputs(self) -> set[int]:
+        """Results that are written into a donated input's buffer."""
+        out = set()
+        for position, source in self.graph.carried.items():
+            o = self.graph.outputs[position]
+            if source in self.graph.donated and not isinstance(o, Literal):
+                out.add(o)
+        return out
+
+    def shared_memory(self, group: Group, options: tuple[Strategy, ...], position: Mapping[int, int], add: object) -> None:
+        for v in self.shared_members(group):
+            at = [position[w.visit.op.id] for w in self.grouping.wants if w.value == v and w.visit is not None]
+            usage = np.zeros(len(options))
+            for i, s in enumerate(options):
+                if s.shared is not None:
+                    usage[i] = self.graph.values[v].size_bytes / math.prod(self.mesh.size(a) for a in self.form(v, s, shared=True))
+            add(group.id, min(at), max(at) + 1, usage)  # type: ignore[operator]
+
+    # ---- all together ----
+    def price(self, strategies: Mapping[int, tuple[Strategy, ...]], memory_limit: float | None) -> Priced:
+        order = tuple(strategies)
+        node_of = {g: n for n, g in enumerate(order)}
+        compute: dict[int, np.ndarray] = {}
+        communication: dict[int, np.ndarray] = {}
+        for g in order:
+            compute[g], communication[g] = self.node(self.grouping.groups[g], strategies[g])
+        pairs: dict[tuple[int, int], list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
+        for w in self.grouping.wants:
+            u, v = self._place(w).group, w.consumer
+            matrix, row_of, col_of = self.pair_matrix(w, strategies[u], strategies[v])
+            if u == v:
+                communication[u] = communication[u] + matrix[row_of, col_of]
+            elif u < v:
+                pairs.setdefault((u, v), []).append((matrix, row_of, col_of))
+            else:
+                pairs.setdefault((v, u), []).append((matrix.T, col_of, row_of))
+        edges = tuple(_combine(node_of[u], node_of[v], parts) for (u, v), parts in pairs.items())
+        items, loose = self.memory(strategies)
+        memory = tuple(MemoryItem(node_of[g], start, end, usage) for (g, start, end), usage in items.items())
+        constant = float(sum(self.graph.values[x.value].size_bytes for x in loose))
+        limit = None if memory_limit is None else memory_limit - constant
+        problem = Problem(tuple(compute[g] + communication[g] for g in order), edges, memory, limit)
+        return Priced(self.program, self.mesh, order, strategies, compute, communication, problem, constant, self.reshards)
+
+
+def _share(size_bytes: int, total_bytes: int) -> float:
+    return size_bytes / max(total_bytes, size_bytes, 1)
+
+
+def price(program: Program, mesh: LogicalMesh, strategies: Mapping[int, tuple[Strategy, ...]], memory_limit: float | None) -> Priced:
+    """The assignment problem for these strategies per group."""
+    return Pricer(program, mesh).price(strategies, memory_limit)
+
+
+def all_strategies(program: Program, mesh: LogicalMesh) -> dict[int, tuple[Strategy, ...]]:
+    """Every group's strategies on the mesh. Several readers of one value may share a copy of it."""
+    out = {}
+    for g, group in program.grouping.groups.items():
+        shares = any(program.readers.get(v, 0) > 1 for v in group.members)
+        out[g] = enumerate_strategies(group, mesh.sizes, shares)
+    return out
+
+
+def visit_bytes(graph: Graph, visit: Visit) -> int:
+    """Bytes of all operands and results of one run of an operation, uncut."""
+    arrays = [graph.value_of(o) for o in (*visit.op.inputs, *visit.op.outputs)]
+    return sum(a.itemsize * math.prod(a.shape) for a in arrays)
+
+
+def _combine(u: int, v: int, parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Edge:
+    """One edge for several wants between the same two groups: rows and columns that agree in every part are one."""
+    if len(parts) == 1:
+        matrix, row_of, col_of = parts[0]
+        return Edge(u, v, matrix, row_of, col_of)
+    rows, row_of = np.unique(np.stack([p[1] for p in parts]), axis=1, return_inverse=True)
+    cols, col_of = np.unique(np.stack([p[2] for p in parts]), axis=1, return_inverse=True)
+    matrix = np.zeros((rows.shape[1], cols.shape[1]))
+    for k, (m, _, _) in enumerate(parts):
+        matrix += m[np.ix_(rows[k], cols[k])]
+    return Edge(u, v, matrix, row_of.reshape(-1), col_of.reshape(-1))
