@@ -94,12 +94,14 @@ class Use:
     """How an operand gets the sharding in which an operation (or the caller) wants it.
 
     `source` is the value that is moved: the operand itself, or what it repeats (a broadcast is made anew from its moved
-    source). `shared` says that the moves start from the source's shared copy, not from the source.
+    source). `shared` says that the moves start from the source's shared copy, not from the source. Uses with one `copy`
+    number are served by one moved copy, made at the first of them; moves under different numbers are really repeated.
     """
 
     source: int
     shared: bool
     steps: tuple[Step, ...]
+    copy: int = -1
 
 
 @dataclass(frozen=True, slots=True)
