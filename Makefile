@@ -2,9 +2,12 @@
 VENV ?= .venv
 PYTHON ?= $(shell .ci/find-python 3.11 3.12 3.13)
 WORKERS ?= 2
+# A file of exact versions to install, as .ci/run does with the lower bounds.
+CONSTRAINTS ?=
 BIN := $(VENV)/bin
 # -qq: pip prints errors only.
 PIP = $(BIN)/python -m pip --quiet --quiet --no-input --disable-pip-version-check
+INSTALL = $(PIP) install $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) -e
 
 .PHONY: demo test lint bench clean
 
@@ -23,7 +26,7 @@ bench: $(VENV)/.test-installed
 	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file" --json; done
 
 clean:
-	rm -rf $(VENV) .venv312 build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis plan.html
+	rm -rf $(VENV) .venv-newest .venv-lowest build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis plan.html
 
 $(BIN)/python:
 	@test -n "$(PYTHON)"
@@ -32,10 +35,10 @@ $(BIN)/python:
 
 $(VENV)/.demo-installed: pyproject.toml | $(BIN)/python
 	@echo "Installing parallelizer for the demo into $(VENV)"
-	@$(PIP) install -e ".[demo]"
+	@$(INSTALL) ".[demo]"
 	@touch $@
 
 $(VENV)/.test-installed: pyproject.toml | $(BIN)/python
 	@echo "Installing parallelizer and its test tools into $(VENV) (a few minutes the first time)"
-	@$(PIP) install -e ".[test]"
+	@$(INSTALL) ".[test]"
 	@touch $@ $(VENV)/.demo-installed

@@ -20,9 +20,15 @@ import numpy as np
 from jax.experimental import topologies
 
 from cost_model.topology import Topology, parse_topology
-from parallelizer.doctor import TPU_WITHOUT_HARDWARE
 from parallelizer.errors import AheadOfTimeError, TooFewDevicesError
 
+# libtpu looks for a TPU host around it unless it is told not to; without the last line two processes abort on its lock.
+TPU_WITHOUT_HARDWARE: Mapping[str, str] = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 # The library writes a log file per process otherwise.
 _TPU_QUIET: Mapping[str, str] = {"TPU_LOG_DIR": "disabled", "TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3"}
 # JAX's names of chips where they differ from ours, and the configuration with one device per chip.

@@ -8,50 +8,40 @@ missing, with the reason; `examine` itself does not fail.
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
 import subprocess
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 PACKAGES = ("parallelizer", "jax", "jaxlib", "libtpu", "numpy", "highspy", "rich", "optax", "flax")
 REQUIRED = frozenset({"jax", "jaxlib", "numpy", "highspy", "rich"})
 
-# libtpu looks for a TPU host around it unless it is told not to; without the last line two processes abort on its lock.
-TPU_WITHOUT_HARDWARE: Mapping[str, str] = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
-
 _DEVICES = """
 import json, jax
-print(json.dumps([[d.platform, d.device_kind, d.process_index] for d in jax.devices()]))
+print(json.dumps([[d.platform, d.device_kind] for d in jax.devices()]))
 """
 _COMPILE = """
 import json, sys
 import jax, jax.numpy as jnp
-from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
-devices = topologies.get_topology_desc(platform=sys.argv[1], **json.loads(sys.argv[2])).devices
-shape = jax.ShapeDtypeStruct((128, 128), jnp.float32, sharding=SingleDeviceSharding(devices[0]))
-jax.jit(lambda x: x @ x).lower(shape).compile()
-print(json.dumps(len(devices)))
+from parallelizer import aot
+from parallelizer.errors import AheadOfTimeError
+try:
+    device = aot.devices_for(sys.argv[1])[0]
+    shape = jax.ShapeDtypeStruct((128, 128), jnp.float32, sharding=SingleDeviceSharding(device))
+    jax.jit(lambda x: x @ x).lower(shape).compile(aot.compiler_options_for(sys.argv[1]))
+    print(json.dumps(["", ""]))
+except AheadOfTimeError as error:
+    print(json.dumps([error.details["reason"], error.way_out[0] if len(error.way_out) > 1 else ""]))
 """
-_H200 = (
-    "gpu_device_info { threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 "
-    "shared_memory_per_core: 233472 threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128 "
-    "block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535 memory_bandwidth: 4800000000000 "
-    "l2_cache_size: 52428800 clock_rate_ghz: 1.98 device_memory_size: 150000000000 "
-    "shared_memory_per_block_optin: 232448 cuda_compute_capability { major: 9 } registers_per_core_limit: 65536 "
-    'registers_per_block_limit: 65536 } platform_name: "CUDA" dnn_version_info { major: 9 minor: 8 } '
-    'runtime_version { major: 12 minor: 9 patch: 0 } device_description_str: "NVIDIA H200"'
-)
+# The topology that stands for all of its platform when its compiler is tried.
+_TRIED = {"tpu": "v5e:2x2", "gpu": "h200:8"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,34 +92,26 @@ class Report:
         d = self.devices
         rows += ["", "devices      " + (d.problem or f"{d.count} x {d.kind} ({d.platform})"), ""]
         for c in self.compilers:
-            rows.append(f"compile for {c.platform:<5} without devices: {'yes' if c.usable else 'no'}; {c.reason}")
+            rows.append(f"compile for {c.platform:<3} without devices: {'yes' if c.usable else 'no'}; {c.reason}")
             if c.way_out:
                 rows.append(f"    to get it: {c.way_out}")
-        rows += ["", "topologies that can be planned for:"]
-        rows += [f"    {name}" for name in self.topologies]
+        rows += ["", "topologies that can be planned for, as examples (other sizes work too):"]
+        rows += [f"    {row}" for row in textwrap.wrap(", ".join(self.topologies), 100)]
         rows += ["", *[f"problem: {p}" for p in self.problems]] if self.problems else ["", "all is well"]
         return "\n".join(rows)
 
 
 def examine(topologies: Sequence[str], timeout_s: float = 120.0) -> Report:
     """Look at this machine. `topologies` are the names that planning knows; each question may take `timeout_s`."""
-    versions = {name: _version(name) for name in PACKAGES}
     # Started together, so that the slow start of JAX is paid once.
-    plugin = next((c for c in ("cuda13", "cuda12") if importlib.util.find_spec(f"jax_{c}_plugin")), None)
     devices = _ask(_DEVICES)
-    tpu_options = json.dumps({"topology_name": "v5e:2x2"})
-    tpu = _ask(_COMPILE, "tpu", tpu_options, env=TPU_WITHOUT_HARDWARE) if versions["libtpu"] else None
-    gpu_options = {"topology_name": "h", "target_config": _H200, "topology": "1x1x8"}
-    gpu = _ask(_COMPILE, "cuda", json.dumps(gpu_options), env={"JAX_PLATFORMS": "cpu"}) if plugin else None
+    compilers = {kind: _ask(_COMPILE, name, platforms="cpu") for kind, name in _TRIED.items()}
     return Report(
         python=platform.python_version(),
         system=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        versions=versions,
+        versions={name: _version(name) for name in PACKAGES},
         devices=_devices(*_answer(devices, timeout_s)),
-        compilers=(
-            _compiler("tpu", versions["libtpu"], "libtpu", "pip install 'parallelizer[tpu]'", tpu, timeout_s),
-            _compiler("cuda", plugin, "jax-cuda12-plugin", _gpu_command(versions["jax"]), gpu, timeout_s),
-        ),
+        compilers=tuple(_compiler(name, *_answer(asked, timeout_s)) for name, asked in compilers.items()),
         topologies=tuple(topologies),
     )
 
@@ -141,11 +123,12 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _ask(code: str, *args: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
-    platforms = {"JAX_PLATFORMS": "cpu"} if args else {}
+def _ask(code: str, *args: str, platforms: str | None = None) -> subprocess.Popen[str]:
+    path = [str(Path(__file__).resolve().parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    chosen = {} if platforms is None else {"JAX_PLATFORMS": platforms}
     return subprocess.Popen(
         [sys.executable, "-c", code, *args],
-        env={**os.environ, **platforms, **(env or {})},
+        env={**os.environ, **chosen, "PYTHONPATH": os.pathsep.join(path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -173,18 +156,6 @@ def _devices(found: Any, problem: str) -> Devices:
     return Devices(len(found), found[0][0], found[0][1])
 
 
-def _compiler(
-    name: str, version: str | None, package: str, command: str, asked: subprocess.Popen[str] | None, timeout_s: float
-) -> Compiler:
-    found, problem = _answer(asked, timeout_s) if asked else (None, "")
-    if version is None:
-        return Compiler(name, False, f"{package} is not installed", command)
-    if found is None:
-        return Compiler(name, False, f"{package} {version}: {problem}", command)
-    return Compiler(name, True, f"{package} {version} compiled a product for one of {found} devices")
-
-
-def _gpu_command(jax_version: str | None) -> str:
-    generation = "cuda12" if jax_version is None or jax_version.startswith("0.10.") else "cuda13"
-    pinned = f"=={jax_version}" if jax_version else ""
-    return f"pip install --no-deps jax-{generation}-plugin{pinned} jax-{generation}-pjrt{pinned}"
+def _compiler(name: str, found: Any, problem: str) -> Compiler:
+    reason, way_out = found or (problem, "")
+    return Compiler(name, not reason, reason or f"a program for {_TRIED[name]} was compiled", way_out)

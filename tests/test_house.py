@@ -93,7 +93,8 @@ def test_private_jax_is_touched_in_compat_alone(path: str) -> None:
 @pytest.mark.parametrize("path", MODULES)
 def test_files_and_functions_stay_readable(path: str) -> None:
     text = _text(path)
-    assert text.count("\n") <= 400, f"{path} has {text.count(chr(10))} lines"
+    lines = text.count("\n")
+    assert lines <= 400
     functions = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
     long = [f"{n.name}: {n.end_lineno - n.lineno} lines" for n in functions if (n.end_lineno or 0) - n.lineno > 80]
     assert long == []
@@ -113,14 +114,23 @@ def test_every_package_is_typed_and_importable() -> None:
 
 def test_third_party_imports_are_declared_and_declared_ones_are_used() -> None:
     project = tomllib.loads(_text("pyproject.toml"))["project"]
-    names = {
-        d: re.split(r"[<>=\[! ]", d)[0] for d in [*project["dependencies"], *project["optional-dependencies"]["test"]]
-    }
-    names |= {d: re.split(r"[<>=\[! ]", d)[0] for d in project["optional-dependencies"]["demo"]}
-    imported = {n.split(".")[0] for p in MODULES for _, n in _imports(p, ast.parse(_text(p)))}
-    third_party = imported - set(sys.stdlib_module_names) - set(FLOORS) - {"jaxlib", "__future__"}
-    assert third_party - set(names.values()) == set(), "imported and not declared"
-    assert {names[d] for d in project["dependencies"]} - third_party == set(), "declared and not imported"
+    extras = project["optional-dependencies"]
+    needed = {re.split(r"[<>=\[! ]", d)[0] for d in project["dependencies"]}
+    optional = {re.split(r"[<>=\[! ]", d)[0] for d in [*extras["demo"], *extras["test"]]}
+    imported = {name.split(".")[0] for path in MODULES for _, name in _imports(path, ast.parse(_text(path)))}
+    third_party = imported - set(sys.stdlib_module_names) - set(FLOORS) - {"jaxlib"}
+    assert third_party - needed - optional == set(), "imported and not declared"
+    assert needed - third_party == set(), "declared and not imported"
+
+
+def test_lower_bounds_are_the_versions_that_ci_installs() -> None:
+    project = tomllib.loads(_text("pyproject.toml"))["project"]
+    bounds = [*project["dependencies"], *project["optional-dependencies"]["demo"]]
+    bounds += [d for d in project["optional-dependencies"]["test"] if d.startswith("flax")]
+    lowest = dict(re.findall(r"^(\w+)==([\d.]+)$", _text(".ci/lowest.txt"), flags=re.MULTILINE))
+    for bound in bounds:
+        name, low = re.findall(r"^(\w+)>=([\d.]+),<", bound)[0]
+        assert f"{lowest[name]}.".startswith(f"{low}."), f"{bound}, and CI installs {lowest[name]}"
 
 
 # The patterns are put together here so that this file does not match itself.
@@ -128,7 +138,8 @@ MACHINE = re.compile(
     r"(^|[^A-Za-z0-9_.])/(work|tmp|root|home|Users)"
     + r"/[A-Za-z0-9_.]|[.]lib"
     + r"rary/|[.][.]/sha"
-    + r"red|pythonhosted|pypi[.]"
+    + r"red|python"
+    + r"hosted|pypi[.]"
     + r"org"
 )
 UNFINISHED = re.compile(

@@ -226,19 +226,21 @@ def test_doctor_reports_this_machine(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_doctor_says_what_is_missing_and_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "PACKAGES", ("jax", "libtpu", "highspy"))
-    monkeypatch.setattr(doctor, "_version", lambda name: "0.10.2" if name == "jax" else None)
+    monkeypatch.setattr(doctor, "_version", lambda name: "0.10.2" if name in ("jax", "numpy", "rich") else None)
     monkeypatch.setattr(doctor, "_DEVICES", "raise SystemExit('libtpu is of another version')")
+    monkeypatch.setattr(
+        doctor, "_COMPILE", doctor._COMPILE.replace("try:", "import sys; sys.modules['libtpu'] = None\ntry:")
+    )
     report = doctor.examine(["cpu:N"])
     text = report.to_text()
     assert report.problems == (
         "highspy is not installed",
         "jaxlib is not installed",
-        "numpy is not installed",
-        "rich is not installed",
         "no devices: libtpu is of another version",
     )
-    assert "libtpu is not installed" in text and "pip install 'parallelizer[tpu]'" in text and "    cpu:N" in text
+    assert not report.to_dict()["ok"] and not report.compilers[0].usable
+    assert "highspy      not installed" in text and "    cpu:N" in text and "problem: highspy is not installed" in text
+    assert "no; libtpu is not installed" in text and "pip install 'parallelizer[tpu]'" in text
 
 
 def test_doctor_does_not_wait_for_ever() -> None:
