@@ -228,8 +228,8 @@ class Workspace:
         if keep.size == 0:
             raise Infeasible
 
-    def follow(self, v: int, u: int, table: np.ndarray) -> None:
-        """v's strategy is `table[u's strategy]`: move everything v has onto u and drop v."""
+    def follow(self, v: int, u: int, table: np.ndarray) -> list[int]:
+        """v's strategy is `table[u's strategy]`: move everything v has onto u, drop v; the edges that changed."""
         self.undo.append(Undo("follow", v, table, other=u))
         tie = self.near[u][v]
         _, matrix, rows, cols = self.oriented(tie, u)
@@ -237,11 +237,13 @@ class Workspace:
         self.remove_edge(tie)
         for (first, last), usage in self.items[v].items():
             self.add_item(u, first, last, usage[table])
+        changed = []
         for number in list(self.near[v].values()):
             w, matrix, rows, cols = self.oriented(number, v)
             self.remove_edge(number)
-            self.add_edge(u, w, matrix, rows[table], cols)
+            changed.append(self.add_edge(u, w, matrix, rows[table], cols))
         self._drop(v)
+        return changed
 
     def fix(self, u: int) -> None:
         """Drop a node with one strategy left: its row of every edge becomes cost of the neighbour."""

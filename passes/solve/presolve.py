@@ -113,12 +113,10 @@ def merge_ties(work: Workspace) -> None:
         if u_decides and v_decides and len(work.near[u]) + len(work.items[u]) < len(work.near[v]) + len(work.items[v]):
             u_decides = False  # move the smaller node
         if u_decides:
-            work.follow(v, u, finite.argmax(axis=1))
-            stays = u
+            changed = work.follow(v, u, finite.argmax(axis=1))
         else:
-            work.follow(u, v, finite.argmax(axis=0))
-            stays = v
-        queue.extend(e for e in work.near[stays].values() if np.isinf(work.matrix[e]).any())
+            changed = work.follow(u, v, finite.argmax(axis=0))
+        queue.extend(e for e in changed if np.isinf(work.matrix[e]).any())
 
 
 def fix_single(work: Workspace) -> None:
