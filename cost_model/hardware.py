@@ -175,15 +175,15 @@ def _row(name: str, platform: str, figures: Mapping[str, Figure], *, overlaps: b
 
 
 # What the TPU generations share unless their row says otherwise. Ramp and latency of the links: fitted to all-gathers
-# on v7x (72 GB/s at 1.6 MB, 179 GB/s at 400 MB, taken as one ring of a whole chip: 180 GB/s at full rate). Ramp of
+# on v7x (72 GB/s at 1.6 MB, 179 GB/s at 400 MB, taken as the intake over one ring of 4 whole chips). Ramp of
 # products: fitted to v7x (105, 350, 679, 893, 956 TFLOP/s at 512, 1024, 2048, 4096, 32768).
 _TPU: Mapping[str, Figure] = {
     "memory_efficiency": _measured(0.87, "recipes: 3.21 of 3.70 TB/s per v7x core"),
     "matmul_ramp_s": _measured(4.7e-6, "recipes: fit to matrix products on v7x"),
     "launch_overhead_s": _assumed(0.5e-6),
-    "collective_launch_s": _measured(3e-6, "recipes: fit to all-gathers on v7x"),
+    "collective_launch_s": _measured(2e-6, "recipes: fit to all-gathers on v7x"),
     "link_latency_s": _assumed(1e-6, "book: about a microsecond per hop"),
-    "link_ramp_s": _measured(9e-6, "recipes: fit to all-gathers on v7x"),
+    "link_ramp_s": _measured(6e-6, "recipes: fit to all-gathers on v7x"),
     "network_latency_s": _assumed(100e-6),
     "network_ramp_s": _assumed(1e-3),
     "host_bandwidth_bytes_per_s": _datasheet(15e9, "book"),
