@@ -164,6 +164,11 @@ def constraint_binding(equation: Any, stack: Any, aval: Any, sharding: Any) -> B
     return Binding(made.primitive, made.params, source.traceback, stack + source.name_stack)
 
 
+def names_here() -> Any:
+    """The name stack of what is being traced."""
+    return _source_info.current_name_stack()
+
+
 @contextlib.contextmanager
 def names(binding: Binding | None, tag: str) -> Iterator[None]:
     """Everything bound inside carries the user's line and names of `binding`, below the name `tag`."""
@@ -182,15 +187,18 @@ def bind(
 ) -> list[Any]:
     """Run an operation on new operands, under the user's source line and names, with `tag` as the outermost name.
 
-    `params` replaces the equation's own (local shapes). `inside` is for the body of a local program, whose mesh context
-    must not be replaced by the one of the time of tracing.
+    `params` replaces the equation's own (local shapes). `inside` is for the body of a local program, which has its
+    names already and whose mesh context must not be replaced by the one of the time of tracing.
     """
     primitive = binding.primitive
     bound = primitive.get_bind_params(dict(binding.params if params is None else params))
     with contextlib.ExitStack() as stack:
-        stack.enter_context(names(binding, tag))
-        if binding.context is not None and not inside:
-            stack.enter_context(binding.context.manager)
+        if inside:
+            stack.enter_context(_source_info.user_context(binding.traceback, name_stack=names_here()))
+        else:
+            stack.enter_context(names(binding, tag))
+            if binding.context is not None:
+                stack.enter_context(binding.context.manager)
         result = primitive.bind(*args, **bound)
     return list(result) if primitive.multiple_results else [result]
 

@@ -1,54 +1,364 @@
-"""Graph and layout -> a JAX function that runs the program cut that way."""
+"""Graph and layout -> a JAX function that runs the program cut that way.
+
+The program is replayed operation by operation. Where the layout decides, operands are brought to the form that the
+decision wants and results are pinned; reshards and `manual` operations are local programs, so that the compiled program
+has exactly the collectives of the plan. What the layout leaves open is bound as it was traced, for XLA to partition.
+
+Everything bound or added for operation 12 carries the name `pz12` (the last such name in a loop is the operation's), so
+that a compiled collective leads back to its operation.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+from jax import lax
+from jax.sharding import Mesh
 
 from parallelizer import compat
+from parallelizer.islands import Local, before_reductions, finish, run_local
+from parallelizer.moves import Planner, gather_and_slice, island, pin, reshard
 from passes.ir.graph import Graph, Literal, Op, Operand, Region
+from passes.ir.sharding import Layout, OpDecision, Sharding, Step
 
 
-def lower(graph: Graph, layout: Any, mesh: Any) -> Callable[..., list[Any]]:
-    """The program as it was traced: leaves in, leaves out, bitwise the results of the original."""
+def lower(
+    graph: Graph, layout: Layout | None, mesh: Mesh | None, plan: Planner | None = None
+) -> Callable[..., list[Any]]:
+    """The program as a function from input leaves to output leaves.
 
-    def run(*inputs: Any) -> list[Any]:
-        env: dict[int, Any] = dict(graph.constants)
-        env.update(zip(graph.inputs, inputs, strict=True))
-        _run_ops(graph.ops, env)
-        return [_read(o, env) for o in graph.outputs]
+    Without a layout it is the program as traced, bitwise. With one, `mesh` must have its axes (of Auto type) and `plan`
+    chooses the steps of reshards (by default: gather, then slice). Outputs that are next step's inputs leave with the
+    sharding of that input. ValueError while tracing the result if the layout asks for what cannot be done.
+    """
+    if layout is not None and mesh is None:
+        raise ValueError("a layout needs a mesh")
+    if plan is None:
+        plan = functools.partial(gather_and_slice, sizes=dict(layout.axis_sizes) if layout else {})
+    run = _Lowering(graph, layout, mesh, plan)
 
-    return run
+    def flat(*inputs: Any) -> list[Any]:
+        return run.program(inputs)
+
+    return flat
 
 
-def _read(operand: Operand, env: dict[int, Any]) -> Any:
-    return operand.value if isinstance(operand, Literal) else env[operand]
+@dataclass(slots=True)
+class _Scope:
+    """The values of the program or of one iteration of a loop, and what is known about each.
+
+    `forms[v]` is how value v is cut, where the layout says so; `pinned` those that a constraint or a local program has
+    put there. `copies` are the shared copies made so far. `moved` remembers first steps already taken from a value,
+    since the compiler would merge equal ones.
+    """
+
+    values: dict[int, Any]
+    forms: dict[int, Sharding] = field(default_factory=dict)
+    pinned: set[int] = field(default_factory=set)
+    copies: dict[int, Any] = field(default_factory=dict)
+    moved: set[tuple[int, bool, Step]] = field(default_factory=set)
+
+    def read(self, operand: Operand) -> Any:
+        return operand.value if isinstance(operand, Literal) else self.values[operand]
 
 
-def _run_ops(ops: Sequence[Op], env: dict[int, Any]) -> None:
-    for op in ops:
-        args = [_read(o, env) for o in op.inputs]
-        if op.primitive == "scan":
-            out = _run_scan(op, op.regions[0], args, env)
+@dataclass(frozen=True, slots=True, eq=False)
+class _Lowering:
+    graph: Graph
+    layout: Layout | None
+    mesh: Any
+    plan: Planner
+
+    def program(self, inputs: Sequence[Any]) -> list[Any]:
+        graph = self.graph
+        scope = _Scope({**graph.constants, **dict(zip(graph.inputs, inputs, strict=True))})
+        for v in (*graph.inputs, *graph.constants):
+            self.enter(scope, v)
+        self.ops(graph.ops, scope)
+        return [self.output(i, o, scope) for i, o in enumerate(graph.outputs)]
+
+    def output(self, i: int, operand: Operand, scope: _Scope) -> Any:
+        """An output in the sharding that it leaves with, unfinished sums finished."""
+        if self.layout is None or isinstance(operand, Literal) or operand not in scope.forms:
+            return scope.read(operand)
+        target = Sharding(scope.forms[operand].dims)
+        if i in self.graph.carried:
+            target = self.layout.values.get(self.graph.inputs[self.graph.carried[i]], target)
+        with compat.names(None, f"pzout{i}"):
+            return self.fetch(operand, target, scope)
+
+    def enter(self, scope: _Scope, v: int, form: Sharding | None = None) -> None:
+        """A value that comes from outside (input, slice, carry) with its form, or the one that the layout gives it."""
+        if self.layout is None:
+            return
+        form = form or self.layout.values.get(v)
+        if form is not None and compat.is_plain_dtype(scope.values[v]):
+            scope.forms[v] = form
+            self.hold(scope, v)
+
+    def hold(self, scope: _Scope, v: int) -> None:
+        """Pin a value to its known form, once."""
+        if v not in scope.pinned:
+            scope.values[v] = pin(scope.values[v], scope.forms[v], self.mesh)
+            scope.pinned.add(v)
+
+    def form(self, v: int, scope: _Scope) -> Sharding | None:
+        """How a value is cut: as it was put, or else as the layout says that it is."""
+        known = scope.forms.get(v)
+        if known is None and self.layout is not None and compat.is_plain_dtype(scope.values[v]):
+            known = self.layout.values.get(v)
+        return known
+
+    def ops(self, ops: Sequence[Op], scope: _Scope) -> None:
+        for op in ops:
+            decision = self.layout.ops.get(op.id) if self.layout else None
+            if op.primitive == "scan":
+                self.scan(op, scope)
+            elif decision is None:
+                args = [self.whole(o, scope, op) for o in op.inputs]
+                scope.values.update(zip(op.outputs, compat.bind(op.binding, args, f"pz{op.id}"), strict=True))
+            elif decision.manual:
+                self.manual(op, decision, scope)
+            else:
+                self.automatic(op, decision, scope)
+
+    def whole(self, operand: Operand, scope: _Scope, op: Op) -> Any:
+        """An operand for an operation that the compiler partitions: any cut will do, but no unfinished sum."""
+        if isinstance(operand, Literal):
+            return operand.value
+        form = scope.forms.get(operand)
+        if form is None or not form.partial:
+            return scope.values[operand]
+        with compat.names(op.binding, f"pz{op.id}"):
+            return self.fetch(operand, Sharding(form.dims), scope)
+
+    def automatic(self, op: Op, decision: OpDecision, scope: _Scope) -> None:
+        """Constraints around the operation. Where several axes are scattered they are constrained one after the other:
+        asked for at once, the compiler reduces everywhere and slices."""
+        args = []
+        for i, operand in enumerate(op.inputs):
+            target = decision.operands[i] if i < len(decision.operands) else None
+            if target is None or isinstance(operand, Literal):
+                args.append(self.whole(operand, scope, op))
+            else:
+                with compat.names(op.binding, f"pz{op.id}"):
+                    args.append(self.fetch(operand, target, scope))
+        results = compat.bind(op.binding, args, f"pz{op.id}")
+        for v, result, form in zip(op.outputs, results, decision.results, strict=True):
+            scope.values[v] = result
+            if form is None or not compat.is_plain_dtype(result):
+                continue
+            if form.partial:
+                raise ValueError(f"op {op.id} {op.primitive}: an unfinished sum needs a local program")
+            with compat.names(op.binding, f"pz{op.id}"):
+                for k in range(1, len(decision.reductions)):
+                    early = before_reductions(form, decision.reductions[k:])
+                    scope.values[v] = pin(scope.values[v], early, self.mesh)
+                scope.forms[v] = form
+                self.hold(scope, v)
+
+    def manual(self, op: Op, decision: OpDecision, scope: _Scope) -> None:
+        """The operation as a local program, its reductions spelled out."""
+        graph = self.graph
+        assert self.layout is not None
+        arrays = [o for o in op.inputs if not isinstance(o, Literal)]
+        forms: list[Sharding] = []
+        for i, operand in enumerate(op.inputs):
+            given = decision.operands[i] if i < len(decision.operands) else None
+            if isinstance(operand, Literal):
+                forms.append(Sharding(()))
+            else:
+                known = given or self.form(operand, scope)
+                forms.append(known or Sharding.replicated(len(graph.shape_of(operand))))
+        results: list[Sharding] = []
+        for v, given in zip(op.outputs, decision.results, strict=True):
+            rank = len(graph.values[v].shape)
+            results.append(given or self.layout.values.get(v) or Sharding.replicated(rank))
+        summed = tuple(a for r in decision.reductions if r.combine == "sum" for a in r.axes)
+        local = Local(
+            op=op,
+            operands=tuple(forms),
+            results=tuple(before_reductions(r, decision.reductions) for r in results),
+            shapes=tuple(graph.shape_of(o) for o in op.inputs),
+            result_shapes=tuple(graph.values[v].shape for v in op.outputs),
+            sizes=dict(self.layout.axis_sizes),
+            summed=(*summed, *(a for a in results[0].partial if a not in summed)),
+        )
+
+        def body(*blocks: Any) -> Any:
+            rest = iter(blocks)
+            full = []
+            for operand, form in zip(op.inputs, forms, strict=True):
+                block = operand.value if isinstance(operand, Literal) else next(rest)
+                full.append(block[0] if form.partial else block)
+            out = [finish(b, decision.reductions) for b in run_local(local, full)]
+            out = [b[None] if r.partial else b for b, r in zip(out, results, strict=True)]
+            return out[0] if len(out) == 1 else tuple(out)
+
+        with compat.names(op.binding, f"pz{op.id}"):
+            wanted = [f for f, o in zip(forms, op.inputs, strict=True) if not isinstance(o, Literal)]
+            args = [self.fetch(o, f, scope) for o, f in zip(arrays, wanted, strict=True)]
+            made = island(body, wanted, results, self.mesh)(*args)
+        for v, value, form in zip(op.outputs, (made,) if len(results) == 1 else made, results, strict=True):
+            scope.values[v] = value
+            scope.forms[v] = form
+            scope.pinned.add(v)
+
+    def fetch(self, v: int, target: Sharding, scope: _Scope) -> Any:
+        """Value `v` in the form `target`: as it is, its shared copy, or whichever of them is closer, resharded."""
+        value = scope.values[v]
+        source = self.form(v, scope)
+        if not compat.is_plain_dtype(value):
+            return value
+        if source is None:
+            return pin(value, target, self.mesh)
+        if source == target:
+            scope.forms[v] = source
+            self.hold(scope, v)
+            return scope.values[v]
+        steps = self.steps(v, source, target)
+        shared = self.layout.shared.get(v) if self.layout else None
+        if shared is not None and shared != source:
+            after = self.steps(v, shared, target)
+            if sum(s.size_bytes for s in after) < sum(s.size_bytes for s in steps) or shared == target:
+                copy = self.copy(v, source, shared, scope)
+                return copy if shared == target else self.move(v, copy, shared, target, after, scope, True)
+        return self.move(v, value, source, target, steps, scope, False)
+
+    def steps(self, v: int, source: Sharding, target: Sharding) -> tuple[Step, ...]:
+        value = self.graph.values[v]
+        return tuple(self.plan(value.shape, value.itemsize, Sharding(source.dims), Sharding(target.dims)))
+
+    def copy(self, v: int, source: Sharding, shared: Sharding, scope: _Scope) -> Any:
+        """The one copy of `v` that several consumers read, made when the first of them asks."""
+        if v not in scope.copies:
+            steps = self.steps(v, source, shared)
+            scope.copies[v] = self.move(v, scope.values[v], source, shared, steps, scope, False)
+        return scope.copies[v]
+
+    def move(
+        self, v: int, x: Any, source: Sharding, target: Sharding, steps: tuple[Step, ...], scope: _Scope, copied: bool
+    ) -> Any:
+        """One reshard. If the same first step was already taken from this value the plan wants it twice (it did not
+        share), and a barrier keeps the compiler from merging the two and holding the copy."""
+        if steps:
+            key = (v, copied, steps[0])
+            if key in scope.moved and steps[0].kind != "slice":
+                x = lax.optimization_barrier(x)
+            scope.moved.add(key)
+        return reshard(x, source, target, steps, self.mesh)
+
+    def scan(self, op: Op, outer: _Scope) -> None:
+        """A loop. What enters is brought to the form that the body's inputs have; carries leave as they came."""
+        region = op.regions[0]
+        n, m = op.params["num_consts"], op.params["num_carry"]
+        with compat.names(op.binding, f"pz{op.id}"):
+            args, forms = self.loop_operands(op, region, outer)
+            copies = self.loop_copies(op, region, outer)
+            y_forms: dict[int, Sharding] = {}
+
+            def body(carry: list[Any], x: list[Any]) -> tuple[list[Any], list[Any]]:
+                inner = _Scope(dict(zip(region.inputs, [*args[:n], *carry, *x], strict=True)))
+                for c in self.graph.constants:
+                    inner.values[c] = outer.values[c]
+                inner.copies.update(copies)
+                for v in region.inputs:
+                    self.enter(inner, v, forms.get(v))
+                self.ops(region.ops, inner)
+                out = [self.loop_output(op, region, j, inner, forms, y_forms) for j in range(len(region.outputs))]
+                return out[:m], out[m:]
+
+            p = op.params
+            carry, ys = lax.scan(
+                body, args[n : n + m], args[n + m :], length=p["length"], reverse=p["reverse"], unroll=p["unroll"]
+            )
+            for j, (v, value) in enumerate(zip(op.outputs, [*carry, *ys], strict=True)):
+                outer.values[v] = value
+                self.loop_result(v, forms.get(region.inputs[n + j]) if j < m else y_forms.get(j), outer)
+
+    def loop_operands(self, op: Op, region: Region, outer: _Scope) -> tuple[list[Any], dict[int, Sharding]]:
+        """The loop's operands as they enter, and the forms of the body's inputs."""
+        first_slice = op.params["num_consts"] + op.params["num_carry"]
+        args: list[Any] = []
+        forms: dict[int, Sharding] = {}
+        for i, (operand, v) in enumerate(zip(op.inputs, region.inputs, strict=True)):
+            sliced = i >= first_slice
+            form = self.layout.values.get(v) if self.layout else None
+            if form is None and not isinstance(operand, Literal) and not sliced:
+                form = outer.forms.get(operand)
+            if form is None or isinstance(operand, Literal):
+                args.append(self.whole(operand, outer, op))
+                if form is not None and self.layout is not None:
+                    forms[v] = form
+                continue
+            stacked = Sharding(((), *form.dims), form.partial) if sliced else form
+            args.append(self.fetch(operand, stacked, outer))
+            if compat.is_plain_dtype(outer.values[operand]):
+                forms[v] = form
+        return args, forms
+
+    def loop_copies(self, op: Op, region: Region, outer: _Scope) -> dict[int, Any]:
+        """Shared copies of what every iteration reads are made once, before the loop."""
+        copies: dict[int, Any] = {}
+        for operand, v in zip(op.inputs[: op.params["num_consts"]], region.inputs, strict=False):
+            shared = self.layout.shared.get(v) if self.layout else None
+            if shared is not None and not isinstance(operand, Literal):
+                copies[v] = self.fetch(operand, shared, outer)
+        return copies
+
+    def loop_output(
+        self,
+        op: Op,
+        region: Region,
+        j: int,
+        inner: _Scope,
+        forms: Mapping[int, Sharding],
+        y_forms: dict[int, Sharding],
+    ) -> Any:
+        """What an iteration yields: a carry as the next one expects it, a slice as the stacked result is cut."""
+        operand = region.outputs[j]
+        n, m = op.params["num_consts"], op.params["num_carry"]
+        if j < m:
+            target = forms.get(region.inputs[n + j])
         else:
-            out = compat.bind(op.binding, args, f"pz{op.id}")
-        env.update(zip(op.outputs, out, strict=True))
+            stacked = self.layout.values.get(op.outputs[j]) if self.layout else None
+            whole = stacked is not None and not stacked.dims[0]
+            target = Sharding(stacked.dims[1:], stacked.partial) if stacked is not None and whole else None
+            if target is None and not isinstance(operand, Literal):
+                target = inner.forms.get(operand)
+        if isinstance(operand, Literal):
+            if target is None:
+                return operand.value
+            value = jax.numpy.asarray(operand.value)
+            return pin(value, target, self.mesh) if not target.partial else self.literal_sum(value, target)
+        if target is None:
+            return self.whole(operand, inner, op)
+        value = self.fetch(operand, target, inner)
+        if j >= m and compat.is_plain_dtype(value):
+            y_forms[j] = target
+        return value
 
+    def literal_sum(self, value: Any, target: Sharding) -> Any:
+        """A constant as an unfinished sum."""
+        return reshard(value, Sharding(target.dims), target, (), self.mesh)
 
-def _run_scan(op: Op, region: Region, args: list[Any], outer: dict[int, Any]) -> list[Any]:
-    n, m = op.params["num_consts"], op.params["num_carry"]
-    consts, init, xs = args[:n], args[n : n + m], args[n + m :]
-
-    def body(carry: list[Any], x: list[Any]) -> tuple[list[Any], list[Any]]:
-        env = dict(outer)
-        env.update(zip(region.inputs, [*consts, *carry, *x], strict=True))
-        _run_ops(region.ops, env)
-        out = [_read(o, env) for o in region.outputs]
-        return out[:m], out[m:]
-
-    p = op.params
-    with compat.names(op.binding, f"pz{op.id}"):
-        carry, ys = jax.lax.scan(body, init, xs, length=p["length"], reverse=p["reverse"], unroll=p["unroll"])
-    return [*carry, *ys]
+    def loop_result(self, v: int, form: Sharding | None, outer: _Scope) -> None:
+        """A loop's result has the form of its last carry or of its slices; the layout may want another outside."""
+        if self.layout is None:
+            return
+        stacked = form
+        rank = len(self.graph.values[v].shape)
+        if form is not None and len(form.dims) == rank - 1:
+            stacked = Sharding(((), *form.dims), form.partial)
+        if stacked is None:
+            return
+        outer.forms[v] = stacked
+        wanted = self.layout.values.get(v)
+        self.hold(outer, v)
+        if wanted is not None and wanted != stacked:
+            outer.values[v] = self.fetch(v, wanted, outer)
+            outer.forms[v] = wanted
