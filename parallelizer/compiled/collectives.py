@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from parallelizer.compiled.groups import Groups, axes_of, read_groups, read_pairs, read_transfer, spanned_axes
 from parallelizer.compiled.loops import trip_count
-from parallelizer.compiled.scatter import scattering, sliced_members
+from parallelizer.compiled.scatter import scattering, shifts_padding, sliced_members
 from parallelizer.compiled.text import (
     Computation,
     Frame,
@@ -32,6 +32,8 @@ _KINDS = {
     "collective-broadcast": "broadcast",
     "send": "send",
 }
+# How far back along operands the origin of an instruction without metadata is looked for.
+_LOOK_BACK = 4
 _CALLERS = {"call", "fusion", "conditional", "async", "custom-call"}
 _CHAIN_FLAG = re.compile(r"\"async_collective_fusion_config\"\s*:\s*\{[^}]*\"flag_start\"\s*:\s*\"(-?\d+)\"")
 
@@ -46,10 +48,12 @@ class CompiledCollective:
     `size_bytes` is the larger of operand and result, summed over the arrays combined into one collective.
     `padded_bytes` is `size_bytes` with the rows that the TPU compiler adds to a reduce-scatter.
     `members` is the number of arrays combined; `member_bytes` and `member_op_names` describe each (what produced it).
+    `op_name`, `source_file` and `source_line` say where it comes from, or where its operand does if it does not say.
     `count` is how often it runs in one step; `count_known` is False where a loop around it has no constant trip count
     (that loop counts once); `conditional` marks what runs only if a branch is taken. `member_sliced` marks the arrays
     of an all_reduce of which each device keeps a slice: how compilers spell a reduce-scatter that they do not form.
-    `transfer` is what a "send" between TPU slices belongs to ("ALL_REDUCE", "ALL_GATHER", ...).
+    `part_of` is what a collective is a part of: "ALL_REDUCE" and the like for a "send" between TPU slices,
+    "reduce_scatter" for the permute that moves rows between neighbours after a padded one.
     """
 
     kind: str
@@ -72,7 +76,7 @@ class CompiledCollective:
     count_known: bool = True
     conditional: bool = False
     member_sliced: tuple[bool, ...] = ()
-    transfer: str = ""
+    part_of: str = ""
 
     @property
     def sliced(self) -> bool:
@@ -120,13 +124,15 @@ def _walk(module: Module, computation: Computation, site: _Site) -> Iterator[Com
     for instruction in computation.instructions.values():
         opcode = instruction.opcode.removesuffix("-start")
         if opcode == "while":
-            yield from _loop(module, computation, instruction, _inherit(module, instruction, site))
+            yield from _loop(module, computation, instruction, _inherit(module, computation, instruction, site))
         elif opcode in _KINDS:
-            found = _collective(module, computation, instruction, _inherit(module, instruction, site), opcode)
+            found = _collective(
+                module, computation, instruction, _inherit(module, computation, instruction, site), opcode
+            )
             if found is not None:
                 yield found
         elif opcode in _CALLERS:
-            inner = _inherit(module, instruction, site)
+            inner = _inherit(module, computation, instruction, site)
             inner = replace(inner, conditional=inner.conditional or opcode == "conditional")
             for name in instruction.called():
                 if name in module.computations:
@@ -163,12 +169,19 @@ def _called(module: Module, call: Instruction, computation: Computation, site: _
         )
 
 
-def _inherit(module: Module, instruction: Instruction, site: _Site) -> _Site:
+def _inherit(module: Module, computation: Computation, instruction: Instruction, site: _Site) -> _Site:
+    """What an instruction says about its origin; where it says nothing, what its first operand's producers say."""
+    origin: Instruction | None = instruction
+    for _ in range(_LOOK_BACK):
+        if origin is None or op_name_of(origin) or not origin.operands:
+            break
+        origin = computation.instructions.get(origin.operands[0])
+    named = origin is not None and origin.opcode != "parameter" and bool(op_name_of(origin))
     return replace(
         site,
         asynchronous=site.asynchronous or instruction.opcode.endswith("-start"),
-        op_name=op_name_of(instruction) or site.op_name,
-        frame=frame_of(module, instruction) or site.frame,
+        op_name=op_name_of(origin) if origin is not None and named else site.op_name,
+        frame=(frame_of(module, origin) if origin is not None and named else None) or site.frame,
     )
 
 
@@ -180,7 +193,7 @@ def _collective(
     # An asynchronous fusion repeats its collective in every link of its chain; the link that starts it has the flag -1.
     if flag is not None and flag[1] != "-1":
         return None
-    groups, transfer = _participants(module, instruction, kind)
+    groups, part_of = _participants(module, computation, instruction, kind)
     if all(len(g) < 2 for g in groups):
         return None
     operands, results = _buffers(computation, instruction, kind)
@@ -210,15 +223,16 @@ def _collective(
         count_known=site.known,
         conditional=site.conditional,
         member_sliced=sliced_members(module, computation, instruction) if kind == "all_reduce" else (),
-        transfer=transfer,
+        part_of=part_of,
     )
 
 
-def _participants(module: Module, instruction: Instruction, kind: str) -> tuple[Groups, str]:
+def _participants(module: Module, computation: Computation, instruction: Instruction, kind: str) -> tuple[Groups, str]:
     if kind == "send":
         return read_transfer(instruction.attributes, module.devices)
     if kind == "permute":
-        return read_pairs(instruction.attributes), ""
+        repairs = shifts_padding(module, computation, instruction)
+        return read_pairs(instruction.attributes), "reduce_scatter" if repairs else ""
     return read_groups(instruction.attributes, module.devices), ""
 
 

@@ -17,6 +17,7 @@ class Scattered:
 
     operand_bytes: tuple[int, ...]
     result_bytes: tuple[int, ...]
+    padded: bool
 
 
 def scattering(computation: Computation) -> dict[str, Scattered]:
@@ -34,7 +35,7 @@ def scattering(computation: Computation) -> dict[str, Scattered]:
         kept = tuple(size_bytes(s[0].shape) for s in slices)
         if len(operands) == len(whole) == len(kept):
             results = tuple(k * o // w if w else k for k, o, w in zip(kept, operands, whole, strict=True))
-            out[instruction.name] = Scattered(operands, results)
+            out[instruction.name] = Scattered(operands, results, padded=sum(operands) < sum(whole))
     return out
 
 
@@ -44,6 +45,24 @@ def sliced_members(module: Module, computation: Computation, instruction: Instru
     Empty where the uses cannot be told apart.
     """
     return tuple(_only_sliced(module, computation, part) for part in _parts(computation, instruction))
+
+
+def shifts_padding(module: Module, computation: Computation, permute: Instruction) -> bool:
+    """Whether a permute only moves rows to a neighbour because a padded reduce-scatter cut them at the wrong places."""
+    instruction = _operand(computation, permute)
+    while instruction is not None:
+        if instruction.opcode == "fusion":
+            inner = module.computations.get((instruction.called() or ("",))[0])
+            if inner is not None and any(s.padded for s in scattering(inner).values()):
+                return True
+        elif instruction.opcode not in _VIEWS | {"slice", "get-tuple-element"}:
+            return False
+        instruction = _operand(computation, instruction) if len(instruction.operands) == 1 else None
+    return False
+
+
+def _operand(computation: Computation, instruction: Instruction) -> Instruction | None:
+    return computation.instructions.get((instruction.operands or ("",))[0])
 
 
 def _parts(computation: Computation, instruction: Instruction) -> list[Instruction]:
@@ -56,7 +75,7 @@ def _parts(computation: Computation, instruction: Instruction) -> list[Instructi
 
 
 def _users(computation: Computation, name: str) -> Iterator[Instruction]:
-    return (i for i in computation.instructions.values() if name in i.operands)
+    return (computation.instructions[user] for user in computation.users.get(name, ()))
 
 
 def _slices(computation: Computation, part: Instruction) -> list[Instruction]:

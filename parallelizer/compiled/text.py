@@ -79,10 +79,13 @@ class Instruction:
 
 @dataclass(frozen=True, slots=True)
 class Computation:
+    """Instructions in order, by name; `users` names those that have an instruction among their operands."""
+
     name: str
     instructions: Mapping[str, Instruction]
     root: Instruction | None
     parameters: Mapping[int, Instruction]
+    users: Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +236,11 @@ def _count_devices(header: str) -> int:
 def _computation(name: str, body: list[Instruction]) -> Computation:
     root = next((i for i in body if i.root), body[-1] if body else None)
     parameters = {int(i.arguments): i for i in body if i.opcode == "parameter" and i.arguments.strip().isdigit()}
-    return Computation(name, {i.name: i for i in body}, root, parameters)
+    users: dict[str, tuple[str, ...]] = {}
+    for i in body:
+        for operand in dict.fromkeys(i.operands):
+            users[operand] = (*users.get(operand, ()), i.name)
+    return Computation(name, {i.name: i for i in body}, root, parameters, users)
 
 
 def _instruction(line: str) -> Instruction:
