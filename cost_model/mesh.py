@@ -77,12 +77,28 @@ class LogicalMesh:
                 joined.append(piece)
         return tuple(joined)
 
+    def rides_on(self, axis: str) -> str:
+        """In words, the links that an axis uses, as in "network 16", "torus 8 (ring) x torus 8 (ring)" or
+        "torus 4 of 16, every 4th"; "nothing" for an axis of one device. Raises MeshError for an unknown axis."""
+        words = []
+        for piece in self.pieces[self._position(axis)]:
+            dim = self.topology.dims[piece.dim]
+            text = f"{dim.kind} {piece.size}" + (f" of {dim.size}" if piece.size != dim.size else "")
+            text += f", every {_ordinal(piece.stride)}" if piece.stride > 1 else ""
+            words.append(text + (" (ring)" if dim.wrap and piece.size == dim.size else ""))
+        return " x ".join(words) or "nothing"
+
     def _position(self, axis: str) -> int:
         try:
             return self.axis_names.index(axis)
         except ValueError:
             names = ", ".join(self.axis_names)
             raise MeshError(f"no axis {axis!r} in the mesh ({names})", self.sizes, self.num_devices) from None
+
+
+def _ordinal(n: int) -> str:
+    suffix = "th" if n % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th")
+    return f"{n}{suffix}"
 
 
 def logical_mesh(topology: Topology, sizes: Mapping[str, int]) -> LogicalMesh:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, replace
 
@@ -132,6 +133,40 @@ def test_axes_that_stride_over_a_ring_share_its_links() -> None:
     assert outer == pytest.approx(6.0)  # a ring of 4 whose every hop is 4 links that 4 rings share
     both = all_gather_s(mesh, ("outer", "inner"), size) - collective_latency_s(mesh, ("outer", "inner"), "all_gather")
     assert both == pytest.approx(15 / 16 * 4 / 2)  # together the whole ring
+
+
+def _busiest_link(sizes: tuple[int, ...], wraps: tuple[bool, ...]) -> float:
+    """All-to-all of one byte per device, counted pair by pair along shortest paths, one dimension after the other (both
+    ways round where they are equally long): bytes over the busiest link."""
+    devices = list(itertools.product(*(range(n) for n in sizes)))
+    load: dict[tuple[tuple[int, ...], int, int], float] = {}
+    for source, target in itertools.product(devices, devices):
+        at = source
+        for d, n in enumerate(sizes):
+            ahead = (target[d] - source[d]) % n
+            if wraps[d]:
+                ways = [(1, ahead)] if 2 * ahead < n else [(-1, n - ahead)]
+                ways = [(1, ahead), (-1, ahead)] if 2 * ahead == n else ways
+            else:
+                ways = [(1 if target[d] >= source[d] else -1, abs(target[d] - source[d]))]
+            for step, hops in ways:
+                for hop in range(hops):
+                    link = (*at[:d], (source[d] + step * hop) % n, *at[d + 1 :])
+                    key = (link, d, step)
+                    load[key] = load.get(key, 0.0) + 1 / len(devices) / len(ways)
+            at = (*at[:d], target[d], *at[d + 1 :])
+    return max(load.values())
+
+
+@pytest.mark.parametrize("sizes", [(2,), (4,), (8,), (2, 4), (4, 4), (4, 8), (2, 2, 4)])
+@pytest.mark.parametrize("wrap", [False, True])
+def test_an_all_to_all_takes_as_long_as_its_busiest_link(sizes: tuple[int, ...], wrap: bool) -> None:
+    wraps = tuple(wrap and n % 4 == 0 for n in sizes)
+    dims = tuple(Dim(n, "torus", 1e9, 0.0, w) for n, w in zip(sizes, wraps, strict=True))
+    axes = tuple("xyz"[: len(sizes)])
+    mesh = logical_mesh(_box(*dims), dict(zip(axes, sizes, strict=True)))
+    wires = all_to_all_s(mesh, axes, 1e9) - collective_latency_s(mesh, axes, "all_to_all")
+    assert wires == pytest.approx(_busiest_link(sizes, wraps))
 
 
 def test_hierarchy_carries_one_shard_over_the_network() -> None:

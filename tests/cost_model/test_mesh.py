@@ -116,6 +116,20 @@ def test_sizes() -> None:
         mesh.size(("q",))
 
 
+WORDS = [
+    ("v5p:8x8x8", {"x": 64, "y": 8}, "x", "torus 8 (ring) x torus 8 (ring)"),
+    ("v5e:2x4", {"x": 8}, "x", "torus 2 x torus 4"),
+    ("h100:8x16", {"x": 8, "y": 16}, "x", "network 8 of 16, every 2nd"),
+    ("h100:8x16", {"x": 8, "y": 16}, "y", "network 2 of 16 x nvlink 8"),
+    ("cpu:8", {"x": 1, "y": 8}, "x", "nothing"),
+]
+
+
+@pytest.mark.parametrize(("name", "sizes", "axis", "words"), WORDS)
+def test_links_in_words(name: str, sizes: dict[str, int], axis: str, words: str) -> None:
+    assert logical_mesh(parse_topology(name), sizes).rides_on(axis) == words
+
+
 BAD = [
     ({"x": 4}, "x=4 = 4 devices, but cpu:8 has 8 devices; one more axis of 2 would use them all"),
     ({"x": 4, "y": 4}, "x=4 x y=4 = 16 devices, but cpu:8 has 8 devices"),
