@@ -169,6 +169,44 @@ def test_an_all_to_all_takes_as_long_as_its_busiest_link(sizes: tuple[int, ...],
     assert wires == pytest.approx(_busiest_link(sizes, wraps))
 
 
+def _tightest_cut_s(sizes: tuple[int, ...], wraps: tuple[bool, ...], rates: tuple[float, ...]) -> float:
+    """All-gather of one byte per device: the least time, by trying every set of devices. Each set lacks the bytes of all
+    others, and they come in through its links; that the worst set's time can be met is a theorem (ForestColl)."""
+    n = math.prod(sizes)
+    where = np.indices(sizes).reshape(len(sizes), n).T
+    inside = (np.arange(1, 2**n - 1)[:, None] >> np.arange(n)) & 1
+    intake = np.zeros(len(inside))
+    for d, size in enumerate(sizes):
+        for step in (1, -1):
+            there = where.copy()
+            there[:, d] += step
+            reached = (there[:, d] >= 0) & (there[:, d] < size) | wraps[d]
+            there[:, d] %= size
+            other = np.ravel_multi_index(tuple(there.T), sizes)
+            for source in np.flatnonzero(reached):
+                intake += rates[d] * (1 - inside[:, source]) * inside[:, other[source]]
+    return float(((n - inside.sum(1)) / intake).max())
+
+
+TORI = [((4,), (1.0,)), ((8,), (1.0,)), ((2, 2), (1.0, 1.0)), ((2, 4), (1.0, 1.0)), ((2, 4), (1.0, 9.0)),
+        ((2, 4), (9.0, 1.0)), ((4, 4), (1.0, 1.0)), ((4, 4), (1.0, 3.0)), ((2, 2, 2), (1.0, 2.0, 4.0)),
+        ((2, 2, 4), (1.0, 1.0, 1.0))]  # fmt: skip
+
+
+@pytest.mark.parametrize(("sizes", "rates"), TORI)
+@pytest.mark.parametrize("wrap", [False, True])
+def test_an_all_gather_takes_as_long_as_its_tightest_cut(
+    sizes: tuple[int, ...], rates: tuple[float, ...], wrap: bool
+) -> None:
+    wraps = tuple(wrap and n % 4 == 0 for n in sizes)
+    dims = tuple(Dim(n, "torus", r * 1e9, 0.0, w) for n, r, w in zip(sizes, rates, wraps, strict=True))
+    axes = tuple("xyz"[: len(sizes)])
+    mesh = logical_mesh(_box(*dims), dict(zip(axes, sizes, strict=True)))
+    full = math.prod(sizes) * 1e9
+    wires = all_gather_s(mesh, axes, full) - collective_latency_s(mesh, axes, "all_gather")
+    assert wires == pytest.approx(_tightest_cut_s(sizes, wraps, rates))
+
+
 def test_hierarchy_carries_one_shard_over_the_network() -> None:
     node, network = Dim(8, "nvlink", 100e9, 0.0), Dim(4, "network", 1e9, 0.0)
     gpu = logical_mesh(_box(network, node, of="h100"), {"x": 4, "y": 8})
