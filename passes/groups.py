@@ -437,7 +437,13 @@ class _Builder:
         carry = int(op.params["num_carry"])
         for o, b in zip(op.inputs[:consts], region.inputs[:consts], strict=True):
             state = self.state(o)
-            self.join(b, state) if isinstance(state, Place) else self.states.__setitem__(b, state)
+            if state is FREE and not isinstance(o, Literal):
+                # A loop keeps its operands in memory: what could be made anywhere is now an array with a sharding.
+                state = self.plain_group("made", o)
+            if isinstance(state, Place):
+                self.join(b, state)
+            else:
+                self.states[b] = state
         for i in range(consts, consts + carry):
             o, b = op.inputs[i], region.inputs[i]
             if not self.graph.values[b].shape or self.graph.values[b].dtype.startswith("key"):

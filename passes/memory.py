@@ -84,6 +84,10 @@ class _Analysis:
                         self.same_as[b] = o
                 for k in range(int(v.op.params["num_carry"])):
                     carried[region.inputs[consts + k]] = self.last_inside.get(v.op.id, self.position[v.op.id])
+            elif v.op.primitive.startswith("scatter") or v.op.primitive == "dynamic_update_slice":
+                into = v.op.inputs[0]
+                if not isinstance(into, Literal) and len(self.uses[into]) == 1 and into in self.producer:
+                    self.same_as[into] = v.op.outputs[0]  # written in place
             elif v.op.primitive == "optimization_barrier":
                 for o, r in zip(v.op.inputs, v.op.outputs, strict=True):
                     if not isinstance(o, Literal):

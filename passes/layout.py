@@ -1,0 +1,248 @@
+"""The search within one program: meshes x strategies x memory, with a lower bound.
+
+One- and two-axis meshes are solved over every strategy. With three axes the strategies of a contraction run into thousands,
+so each pair of axes is first tied together (solved exactly as a two-axis mesh), then one axis at a time is freed, all
+groups deciding jointly where it goes, until nothing improves; the bound is then the weaker sum of independent minima.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cost_model.mesh import LogicalMesh
+from cost_model.simulate import Timeline
+from passes.footprint import Footprint, footprint
+from passes.groups import group_values
+from passes.ir import Graph, Sharding
+from passes.meshes import possible_cuts
+from passes.price import Priced, Pricer, Program, all_strategies, analyse, price
+from passes.realize import Realized, realize
+from passes.solve import Solution, solve
+from passes.strategies import Strategy
+from passes.timeline import simulate_plan
+
+
+class LayoutError(ValueError):
+    """Base of what the search refuses."""
+
+
+class PinError(LayoutError):
+    """No strategy satisfies a pin. `path`, `value`, `sharding`, `mesh` say which."""
+
+    def __init__(self, path: str, shape: tuple[int, ...], sharding: Sharding, mesh: LogicalMesh) -> None:
+        super().__init__(f"{path} {shape} cannot be cut as {sharding} on {mesh.sizes}")
+        self.path, self.shape, self.sharding, self.mesh = path, shape, sharding, mesh
+
+
+class MemoryError_(LayoutError):
+    """Nothing fits. `needed_bytes` is the least peak found, `limit_bytes` what there is, on `mesh`."""
+
+    def __init__(self, needed_bytes: int, limit_bytes: int, mesh: LogicalMesh, least: Footprint) -> None:
+        super().__init__(f"needs {needed_bytes} bytes per device, {limit_bytes} available on {mesh.sizes}")
+        self.needed_bytes, self.limit_bytes, self.mesh, self.least = needed_bytes, limit_bytes, mesh, least
+
+
+@dataclass(frozen=True)
+class Found:
+    """The best layout on one mesh. `cost_s` is the linear price that was minimised, `bound_s` is below every layout's price."""
+
+    priced: Priced
+    choice: tuple[int, ...]
+    realized: Realized
+    timeline: Timeline
+    footprint: Footprint
+    cost_s: float
+    bound_s: float
+    status: str
+    search_s: float
+
+    @property
+    def mesh(self) -> LogicalMesh:
+        return self.priced.mesh
+
+    @property
+    def gap(self) -> float:
+        return max(0.0, (self.cost_s - self.bound_s) / self.cost_s) if self.cost_s else 0.0
+
+
+def search_layout(
+    graph: Graph,
+    meshes: Sequence[LogicalMesh],
+    memory_limit_bytes: int,
+    pins: Mapping[int, Sharding] | None = None,
+    time_limit_s: float = 60.0,
+    seed: int = 0,
+) -> tuple[Found, tuple[Found, ...]]:
+    """(the best layout over all meshes, the best of each mesh that was solved).
+
+    `pins` fix the sharding of inputs by value id. Raises PinError when no mesh allows a pin, MemoryError_ when nothing fits.
+    """
+    found: list[Found] = []
+    failures: list[LayoutError] = []
+    deadline = time.monotonic() + time_limit_s
+    for i, mesh in enumerate(meshes):
+        left = max(1.0, (deadline - time.monotonic()) / (len(meshes) - i))
+        try:
+            found.append(search_on_mesh(graph, mesh, memory_limit_bytes, pins or {}, left, seed))
+        except LayoutError as error:
+            failures.append(error)
+    if not found:
+        memory = [e for e in failures if isinstance(e, MemoryError_)]
+        raise min(memory, key=lambda e: e.needed_bytes) if memory else failures[0]
+    best = min(found, key=lambda f: (f.cost_s, len(f.mesh.axis_sizes)))
+    return best, tuple(found)
+
+
+def search_on_mesh(
+    graph: Graph, mesh: LogicalMesh, memory_limit_bytes: int, pins: Mapping[int, Sharding], time_limit_s: float, seed: int = 0
+) -> Found:
+    """The best layout on one mesh. The linear memory model leaves out moved operands; where they do not fit, the limit is
+    lowered by what is missing and the problem solved again."""
+    start = time.monotonic()
+    program = analyse(graph, group_values(graph, possible_cuts(mesh.sizes)))
+    limit = float(memory_limit_bytes)
+    best: Found | None = None
+    for _ in range(4):
+        left = max(1.0, time_limit_s - (time.monotonic() - start))
+        solved = _three_axes if len(mesh.axis_sizes) > 2 else _all_axes
+        priced, solution, bound = solved(program, mesh, limit, pins, left, seed)
+        if solution.choice is None:
+            raise _too_large(priced, solution, memory_limit_bytes)
+        realized = realize(priced, solution.choice)
+        used = footprint(priced, realized)
+        seconds = time.monotonic() - start
+        best = Found(
+            priced, solution.choice, realized, simulate_plan(priced, realized), used, solution.cost, bound, solution.status, seconds
+        )  # fmt: skip
+        if used.peak_bytes <= memory_limit_bytes:
+            return best
+        limit -= max(used.peak_bytes - memory_limit_bytes, memory_limit_bytes * 0.01)
+    assert best is not None
+    raise MemoryError_(best.footprint.peak_bytes, memory_limit_bytes, mesh, best.footprint)
+
+
+def _too_large(priced: Priced, solution: Solution, limit_bytes: int) -> MemoryError_:
+    least = solution.least_over
+    if least is None:
+        return MemoryError_(limit_bytes, limit_bytes, priced.mesh, Footprint(0, 0, (), ()))
+    used = footprint(priced, realize(priced, least))
+    return MemoryError_(max(used.peak_bytes, limit_bytes + math.ceil(solution.over_bytes)), limit_bytes, priced.mesh, used)
+
+
+def _all_axes(
+    program: Program, mesh: LogicalMesh, limit: float, pins: Mapping[int, Sharding], time_limit_s: float, seed: int
+) -> tuple[Priced, Solution, float]:
+    strategies = pinned(program, mesh, all_strategies(program, mesh), pins)
+    priced = price(program, mesh, strategies, limit)
+    solution = solve(priced.problem, time_limit_s=time_limit_s, seed=seed)
+    return priced, solution, solution.bound
+
+
+def pinned(
+    program: Program, mesh: LogicalMesh, strategies: Mapping[int, tuple[Strategy, ...]], pins: Mapping[int, Sharding]
+) -> dict[int, tuple[Strategy, ...]]:
+    """Only the strategies under which pinned values have their sharding. Raises PinError when a group has none left."""
+    out = dict(strategies)
+    graph = program.graph
+    for value, sharding in pins.items():
+        place = program.grouping.place(value)
+        if place is None:
+            continue
+        left = tuple(s for s in out[place.group] if tuple(s.classes[c] if c >= 0 else () for c in place.dims) == sharding.dims)
+        if not left:
+            path = graph.input_paths[graph.inputs.index(value)] if value in graph.inputs else f"value {value}"
+            raise PinError(path, graph.values[value].shape, sharding, mesh)
+        out[place.group] = left
+    return out
+
+
+# ---- three axes ----
+def _three_axes(
+    program: Program, mesh: LogicalMesh, limit: float, pins: Mapping[int, Sharding], time_limit_s: float, seed: int
+) -> tuple[Priced, Solution, float]:
+    everything = pinned(program, mesh, all_strategies(program, mesh), pins)
+    deadline = time.monotonic() + time_limit_s
+    best: tuple[Priced, Solution] | None = None
+    worst: tuple[Priced, Solution] | None = None
+    for a, b in itertools.combinations(mesh.axis_names, 2):
+        if best is not None and time.monotonic() > deadline:
+            break
+        tied = {g: _nonempty([s for s in options if _tied(s, a, b)], options) for g, options in everything.items()}
+        priced = price(program, mesh, tied, limit)
+        solution = solve(priced.problem, time_limit_s=max(1.0, (deadline - time.monotonic()) / 3), seed=seed)
+        if solution.choice is None:
+            worst = (priced, solution)
+            continue
+        priced, solution = _free_axes(program, mesh, everything, priced, solution, limit, deadline, seed)
+        if best is None or solution.cost < best[1].cost:
+            best = (priced, solution)
+    if best is None:
+        assert worst is not None
+        return (*worst, 0.0)
+    return (*best, _independent_bound(program, mesh, everything))
+
+
+def _tied(strategy: Strategy, a: str, b: str) -> bool:
+    """Whether two axes go everywhere together, a just before b."""
+    places = (*strategy.classes, *(axes for _, axes in strategy.factors), strategy.partial, *(strategy.shared or ()))
+    places += tuple(r.axes for r in strategy.reductions)
+    for axes in places:
+        if (a in axes) != (b in axes) or (a in axes and axes.index(b) != axes.index(a) + 1):
+            return False
+    return True
+
+
+def _nonempty(some: list[Strategy], options: tuple[Strategy, ...]) -> tuple[Strategy, ...]:
+    return tuple(some) or options
+
+
+def _free_axes(
+    program: Program, mesh: LogicalMesh, everything: Mapping[int, tuple[Strategy, ...]], priced: Priced, solution: Solution, limit: float,
+    deadline: float, seed: int,
+) -> tuple[Priced, Solution]:  # fmt: skip
+    """Free one axis at a time, the others where they are, until a whole round brings nothing."""
+    quiet = 0
+    by_rest = {axis: {g: _by_rest(options, axis) for g, options in everything.items()} for axis in mesh.axis_names}
+    for axis in itertools.cycle(sorted(mesh.axis_names, key=lambda a: -mesh.sizes[a])):
+        if quiet == len(mesh.axis_names) or time.monotonic() > deadline:
+            return priced, solution
+        assert solution.choice is not None
+        current = {g: priced.strategies[g][solution.choice[n]] for n, g in enumerate(priced.order)}
+        options = {g: by_rest[axis][g][_rest(s, axis)] for g, s in current.items()}
+        again = price(program, mesh, options, limit)
+        better = solve(again.problem, time_limit_s=max(1.0, deadline - time.monotonic()), seed=seed)
+        if better.choice is not None and better.cost < solution.cost * (1 - 1e-9):
+            priced, solution, quiet = again, better, 0
+        else:
+            quiet += 1
+    raise AssertionError("unreachable")
+
+
+def _by_rest(options: tuple[Strategy, ...], axis: str) -> dict[object, tuple[Strategy, ...]]:
+    out: dict[object, list[Strategy]] = {}
+    for s in options:
+        out.setdefault(_rest(s, axis), []).append(s)
+    return {k: tuple(v) for k, v in out.items()}
+
+
+def _rest(strategy: Strategy, axis: str) -> object:
+    """What a strategy says about the other axes."""
+
+    def drop(axes: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(a for a in axes if a != axis)
+
+    factors = tuple(sorted((f, drop(axes)) for f, axes in strategy.factors if drop(axes)))
+    reductions = tuple((drop(r.axes), r.dim) for r in strategy.reductions if drop(r.axes))
+    return tuple(map(drop, strategy.classes)), factors, reductions, drop(strategy.partial)
+
+
+def _independent_bound(program: Program, mesh: LogicalMesh, strategies: Mapping[int, tuple[Strategy, ...]]) -> float:
+    """Every group at its cheapest, every edge free: weak, but below every layout."""
+    pricer = Pricer(program, mesh)
+    return float(sum(np.min(sum(pricer.node(program.grouping.groups[g], s))) for g, s in strategies.items()))

@@ -1,0 +1,379 @@
+"""The compiled move of the search: a random induced forest, re-decided exactly by dynamic programming at memory prices.
+
+All nodes outside the forest keep their strategy. Within it the cheapest combination at given prices per row is found by
+min-plus dynamic programming; prices on over-full rows are raised until the combination fits or the tries are used up.
+Random numbers come from a state carried by the caller (xorshift), so that a seed gives the same moves everywhere.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from .flat import Flat
+
+
+@njit(cache=True, nogil=True)
+def _random(state: np.ndarray) -> float:
+    """Uniform in [0, 1); xorshift64*, Marsaglia 2003, Vigna 2014."""
+    x = state[0]
+    x ^= x >> np.uint64(12)
+    x ^= x << np.uint64(25)
+    x ^= x >> np.uint64(27)
+    state[0] = x
+    return float((x * np.uint64(2685821657736338717)) >> np.uint64(11)) / 9007199254740992.0
+
+
+@njit(cache=True, nogil=True)
+def _normal(state: np.ndarray) -> float:
+    total = 0.0
+    for _ in range(12):
+        total += _random(state)
+    return total - 6.0
+
+
+@njit(cache=True, nogil=True)
+def _find(parent: np.ndarray, u: int) -> int:
+    while parent[u] != u:
+        parent[u] = parent[parent[u]]
+        u = parent[u]
+    return u
+
+
+@njit(cache=True, nogil=True)
+def _candidates(f: Flat, state: np.ndarray, wanted: int, local: bool, stamp: np.ndarray, mark: int, out: np.ndarray) -> int:
+    """Nodes to consider, in random order: a ball around a random node, or a random sample of all."""
+    nodes = f.node_start.size - 1
+    if not local:
+        for i in range(nodes):
+            out[i] = i
+        for i in range(min(wanted, nodes)):
+            j = i + int(_random(state) * (nodes - i))
+            out[i], out[j] = out[j], out[i]
+        return min(wanted, nodes)
+    count = 1
+    out[0] = int(_random(state) * nodes)
+    stamp[out[0]] = mark
+    head = 0
+    while head < count and count < wanted:
+        # Growing from a random open node instead of the oldest makes balls of varied shape.
+        j = head + int(_random(state) * (count - head))
+        out[head], out[j] = out[j], out[head]
+        u = out[head]
+        head += 1
+        for q in range(f.near_start[u], f.near_start[u + 1]):
+            k = f.near_edge[q]
+            w = f.edge_v[k] if f.edge_u[k] == u else f.edge_u[k]
+            if stamp[w] != mark and count < wanted:
+                stamp[w] = mark
+                out[count] = w
+                count += 1
+    return count
+
+
+@njit(cache=True, nogil=True)
+def _forest(f: Flat, picked: np.ndarray, count: int, parent: np.ndarray, inside: np.ndarray, out: np.ndarray) -> int:
+    """The nodes of `picked` that keep the induced graph free of cycles, marked in `inside`; returns how many."""
+    size = 0
+    for i in range(count):
+        u = picked[i]
+        good = True
+        first = f.near_start[u]
+        for q in range(first, f.near_start[u + 1]):
+            k = f.near_edge[q]
+            w = f.edge_v[k] if f.edge_u[k] == u else f.edge_u[k]
+            if inside[w]:
+                root = _find(parent, w)
+                for p in range(first, q):
+                    e = f.near_edge[p]
+                    x = f.edge_v[e] if f.edge_u[e] == u else f.edge_u[e]
+                    if inside[x] and _find(parent, x) == root:
+                        good = False
+                        break
+                if not good:
+                    break
+        if not good:
+            continue
+        parent[u] = u
+        for q in range(first, f.near_start[u + 1]):
+            k = f.near_edge[q]
+            w = f.edge_v[k] if f.edge_u[k] == u else f.edge_u[k]
+            if inside[w]:
+                parent[_find(parent, w)] = u
+        inside[u] = True
+        out[size] = u
+        size += 1
+    return size
+
+
+@njit(cache=True, nogil=True)
+def _ordered(f: Flat, forest: np.ndarray, size: int, inside: np.ndarray, stamp: np.ndarray, mark: int, order: np.ndarray, up: np.ndarray) -> None:
+    """`order` [size]: roots before children; `up` [n]: the edge to the parent, -1 for roots."""
+    count = 0
+    for i in range(size):
+        if stamp[forest[i]] == mark:
+            continue
+        root = forest[i]
+        stamp[root] = mark
+        up[root] = -1
+        order[count] = root
+        head = count
+        count += 1
+        while head < count:
+            u = order[head]
+            head += 1
+            for q in range(f.near_start[u], f.near_start[u + 1]):
+                k = f.near_edge[q]
+                w = f.edge_v[k] if f.edge_u[k] == u else f.edge_u[k]
+                if inside[w] and stamp[w] != mark:
+                    stamp[w] = mark
+                    up[w] = k
+                    order[count] = w
+                    count += 1
+
+
+@njit(cache=True, nogil=True)
+def _boundary(f: Flat, order: np.ndarray, size: int, inside: np.ndarray, choice: np.ndarray, fixed: np.ndarray) -> None:
+    """`fixed` [s]: of every forest node its own cost plus its edges to nodes outside."""
+    for step in range(size):
+        u = order[step]
+        a, b = f.node_start[u], f.node_start[u + 1]
+        for i in range(a, b):
+            fixed[i] = f.cost[i]
+        for q in range(f.near_start[u], f.near_start[u + 1]):
+            k = f.near_edge[q]
+            start, cols = f.matrix_start[k], f.cols[k]
+            if f.edge_u[k] == u:
+                w = f.edge_v[k]
+                if not inside[w]:
+                    c = f.col_of[f.col_start[k] + choice[w]]
+                    at = f.row_start[k]
+                    for i in range(b - a):
+                        fixed[a + i] += f.matrix[start + f.row_of[at + i] * cols + c]
+            else:
+                w = f.edge_u[k]
+                if not inside[w]:
+                    r = f.row_of[f.row_start[k] + choice[w]]
+                    at = f.col_start[k]
+                    for i in range(b - a):
+                        fixed[a + i] += f.matrix[start + r * cols + f.col_of[at + i]]
+
+
+@njit(cache=True, nogil=True)
+def _decide(f: Flat, order: np.ndarray, size: int, up: np.ndarray, fixed: np.ndarray, total: np.ndarray, theta: np.ndarray, back: np.ndarray, lean: np.ndarray, arg: np.ndarray, choice: np.ndarray) -> None:
+    """Dynamic programming over the forest at prices whose prefix sums are `total` [t + 1]; writes `choice`."""
+    for step in range(size):
+        u = order[step]
+        a, b = f.node_start[u], f.node_start[u + 1]
+        for i in range(a, b):
+            theta[i] = fixed[i]
+        for k in range(f.item_start[u], f.item_start[u + 1]):
+            rate = total[f.item_last[k]] - total[f.item_first[k]]
+            if rate > 0:
+                at = f.usage_start[k]
+                for i in range(b - a):
+                    theta[a + i] += rate * f.usage[at + i]
+    for step in range(size - 1, -1, -1):
+        u = order[step]
+        k = up[u]
+        if k < 0:
+            continue
+        a, b = f.node_start[u], f.node_start[u + 1]
+        rows, cols, start = f.rows[k], f.cols[k], f.matrix_start[k]
+        if f.edge_u[k] == u:
+            own, at, width = rows, f.row_start[k], cols
+            w, w_at = f.edge_v[k], f.col_start[k]
+        else:
+            own, at, width = cols, f.col_start[k], rows
+            w, w_at = f.edge_u[k], f.row_start[k]
+        mine = f.row_of if f.edge_u[k] == u else f.col_of
+        theirs = f.col_of if f.edge_u[k] == u else f.row_of
+        for r in range(own):
+            lean[r] = np.inf
+        for i in range(b - a):
+            r = mine[at + i]
+            if theta[a + i] < lean[r]:
+                lean[r] = theta[a + i]
+                arg[r] = i
+        wa, wb = f.node_start[w], f.node_start[w + 1]
+        message = lean[own : own + width]
+        place = arg[own : own + width]
+        message[:] = np.inf
+        place[:] = 0
+        if f.edge_u[k] == u:
+            for r in range(rows):
+                x = lean[r]
+                if x == np.inf:
+                    continue
+                for c in range(cols):
+                    y = x + f.matrix[start + r * cols + c]
+                    if y < message[c]:
+                        message[c] = y
+                        place[c] = arg[r]
+        else:
+            for r in range(rows):
+                for c in range(cols):
+                    y = lean[c] + f.matrix[start + r * cols + c]
+                    if y < message[r]:
+                        message[r] = y
+                        place[r] = arg[c]
+        for j in range(wb - wa):
+            c = theirs[w_at + j]
+            theta[wa + j] += message[c]
+            # The answer of u to each strategy of its parent.
+            back[w_at + j if f.edge_u[k] == u else back.size // 2 + w_at + j] = place[c]
+    for step in range(size):
+        u = order[step]
+        k = up[u]
+        if k < 0:
+            a, b = f.node_start[u], f.node_start[u + 1]
+            best = a
+            for i in range(a + 1, b):
+                if theta[i] < theta[best]:
+                    best = i
+            choice[u] = best - a
+        elif f.edge_u[k] == u:
+            choice[u] = back[f.col_start[k] + choice[f.edge_v[k]]]
+        else:
+            choice[u] = back[back.size // 2 + f.row_start[k] + choice[f.edge_u[k]]]
+
+
+@njit(cache=True, nogil=True)
+def _difference(f: Flat, order: np.ndarray, size: int, inside: np.ndarray, old: np.ndarray, new: np.ndarray) -> float:
+    """Exact cost of `new` minus `old`, which differ in forest nodes only."""
+    total = 0.0
+    for step in range(size):
+        u = order[step]
+        a = f.node_start[u]
+        if old[u] != new[u]:
+            total += f.cost[a + new[u]] - f.cost[a + old[u]]
+        for q in range(f.near_start[u], f.near_start[u + 1]):
+            k = f.near_edge[q]
+            p, w = f.edge_u[k], f.edge_v[k]
+            if (p == u and inside[w] and w < u) or (w == u and inside[p] and p < u):
+                continue  # counted at the other end
+            if old[p] != new[p] or old[w] != new[w]:
+                start, cols = f.matrix_start[k], f.cols[k]
+                rs, cs = f.row_start[k], f.col_start[k]
+                total += f.matrix[start + f.row_of[rs + new[p]] * cols + f.col_of[cs + new[w]]]
+                total -= f.matrix[start + f.row_of[rs + old[p]] * cols + f.col_of[cs + old[w]]]
+    return total
+
+
+@njit(cache=True, nogil=True)
+def _moved_usage(f: Flat, order: np.ndarray, size: int, old: np.ndarray, new: np.ndarray, usage: np.ndarray, change: np.ndarray, out: np.ndarray) -> float:
+    """`out` [t]: usage after the move; returns the sum of what exceeds the room."""
+    change[:] = 0
+    for step in range(size):
+        u = order[step]
+        if old[u] == new[u]:
+            continue
+        for k in range(f.item_start[u], f.item_start[u + 1]):
+            at = f.usage_start[k]
+            size_change = f.usage[at + new[u]] - f.usage[at + old[u]]
+            if size_change != 0:
+                change[f.item_first[k]] += size_change
+                change[f.item_last[k]] -= size_change
+    live = 0.0
+    over = 0.0
+    for t in range(usage.size):
+        live += change[t]
+        out[t] = usage[t] + live
+        if out[t] > f.room[t]:
+            over += out[t] - f.room[t]
+    return over
+
+
+@njit(cache=True, nogil=True)
+def _raise_prices(f: Flat, usage: np.ndarray, price: np.ndarray, factor: float, unit: float) -> None:
+    """Raise the price of the fullest row of every over-full stretch."""
+    t = 0
+    rows = usage.size
+    while t < rows:
+        if usage[t] <= f.room[t]:
+            t += 1
+            continue
+        worst = t
+        while t < rows and usage[t] > f.room[t]:
+            if usage[t] - f.room[t] > usage[worst] - f.room[worst]:
+                worst = t
+            t += 1
+        price[worst] = price[worst] * factor + unit
+
+
+@njit(cache=True, nogil=True)
+def improve(f: Flat, choice: np.ndarray, usage: np.ndarray, price: np.ndarray, status: np.ndarray, state: np.ndarray, moves: int, unit: float, tries: int, largest: int) -> None:
+    """Make `moves` moves in place. `status`: [cost, over-use summed over rows, moves accepted, moves that improved].
+
+    `price` [t] is where moves start from; it follows the prices that led to accepted moves. `unit` is a first price.
+    """
+    nodes = f.node_start.size - 1
+    rows = usage.size
+    strategies = f.cost.size
+    widest = 1
+    for k in range(f.rows.size):
+        widest = max(widest, f.rows[k], f.cols[k])
+    stamp = np.zeros(nodes, np.int64)
+    seen = np.zeros(nodes, np.int64)
+    inside = np.zeros(nodes, np.bool_)
+    parent = np.zeros(nodes, np.int64)
+    picked = np.zeros(nodes, np.int64)
+    forest = np.zeros(nodes, np.int64)
+    order = np.zeros(nodes, np.int64)
+    up = np.zeros(nodes, np.int64)
+    fixed = np.zeros(strategies)
+    theta = np.zeros(strategies)
+    back = np.zeros(2 * max(1, f.row_of.size, f.col_of.size), np.int64)
+    lean = np.zeros(2 * widest)
+    arg = np.zeros(2 * widest, np.int64)
+    new = choice.copy()
+    local_price = np.zeros(rows)
+    total = np.zeros(rows + 1)
+    change = np.zeros(rows + 1)
+    moved = np.zeros(rows)
+    for move in range(moves):
+        kind = _random(state)
+        span = np.log(largest / 4.0 + 1.0)
+        wanted = int(4.0 * np.exp(_random(state) * span))
+        local = kind < 0.7
+        count = _candidates(f, state, min(nodes, wanted), local, stamp, move + 1, picked)
+        size = _forest(f, picked, count, parent, inside, forest)
+        _ordered(f, forest, size, inside, seen, move + 1, order, up)
+        _boundary(f, order, size, inside, choice, fixed)
+        spread = 0.05 + 0.6 * _random(state)
+        scale = np.exp(0.7 * spread * _normal(state))
+        for t in range(rows):
+            if price[t] > 0:
+                local_price[t] = price[t] * scale * np.exp(spread * _normal(state))
+            else:
+                local_price[t] = 0.0
+        factor = 1.1 + 0.9 * _random(state)
+        for _ in range(tries):
+            for t in range(rows):
+                total[t + 1] = total[t] + local_price[t]
+            _decide(f, order, size, up, fixed, total, theta, back, lean, arg, new)
+            over = _moved_usage(f, order, size, choice, new, usage, change, moved)
+            if over < status[1] or (over == 0 and status[1] == 0):
+                gain = _difference(f, order, size, inside, choice, new)
+                if over < status[1] or gain <= 0:
+                    if gain < 0 or over < status[1]:
+                        status[3] += 1
+                        for t in range(rows):
+                            price[t] = 0.9 * price[t] + 0.1 * local_price[t]
+                    status[2] += 1
+                    status[0] += gain
+                    status[1] = over
+                    usage[:] = moved
+                    for i in range(size):
+                        choice[order[i]] = new[order[i]]
+                    if over == 0:
+                        break
+                    continue
+                if over == 0:
+                    break
+            if over == 0:
+                break
+            _raise_prices(f, moved, local_price, factor, unit)
+        for i in range(size):
+            new[order[i]] = choice[order[i]]
+            inside[order[i]] = False

@@ -1,0 +1,85 @@
+"""A plan's step on one device: computing and collectives in program order, with what the machine can overlap."""
+
+from __future__ import annotations
+
+from cost_model.simulate import Task, Timeline, simulate
+from passes.ir import Literal
+from passes.price import Priced, Pricer
+from passes.realize import PlannedCollective, Realized
+
+
+def simulate_plan(priced: Priced, realized: Realized) -> Timeline:
+    """Issue every operation in order; a collective starts when its array is ready and its axes' links are free.
+
+    A loop is one iteration with all durations times the trip count: overlap inside an iteration counts, prefetching from the
+    next iteration does not.
+    """
+    return simulate(tasks(priced, realized), priced.mesh.topology.chip.overlaps_collectives)
+
+
+def tasks(priced: Priced, realized: Realized) -> list[Task]:
+    """Compute and communication of one step; communication streams are named after the mesh axes that they use."""
+    builder = _Builder(priced)
+    moves: dict[int, list[PlannedCollective]] = {}
+    sums: dict[int, list[PlannedCollective]] = {}
+    for c, at in zip(realized.collectives, realized.position, strict=True):
+        after_op = c.why in ("partial sum", "statistic", "leaves as it came", "handed to the next iteration", "stacked")
+        (sums if after_op else moves).setdefault(at, []).append(c)
+    compute = builder.compute_by_position(realized)
+    for i, visit in enumerate(priced.program.grouping.visits):
+        waits = [builder.move(c) for c in moves.get(i, ())]
+        waits += [builder.ready[o] for o in visit.op.inputs if not isinstance(o, Literal) and o in builder.ready]
+        builder.compute(compute.get(i, 0.0), waits, visit.op.primitive)
+        for c in sums.get(i, ()):
+            task = builder.communicate(c, (builder.last,) if builder.last >= 0 else ())
+            for r in visit.op.outputs:
+                builder.ready[r] = task
+    return builder.tasks
+
+
+class _Builder:
+    def __init__(self, priced: Priced) -> None:
+        self.priced = priced
+        self.pricer = Pricer(priced.program, priced.mesh)
+        self.tasks: list[Task] = []
+        self.ready: dict[int, int] = {}  # value -> the collective that completes it
+        self.last = -1  # the last compute task
+        self.pending: list[int] = []
+
+    def compute_by_position(self, realized: Realized) -> dict[int, float]:
+        """Seconds of computing, at the position of a group's leading operation (or its last follower)."""
+        grouping = self.priced.program.grouping
+        position = {v.op.id: i for i, v in enumerate(grouping.visits)}
+        out: dict[int, float] = {}
+        for g, strategy in realized.chosen.items():
+            group = grouping.groups[g]
+            index = self.priced.strategies[g].index(strategy)
+            visit = group.leader or (group.followers[-1] if group.followers else None)
+            if visit is not None:
+                at = position[visit.op.id]
+                out[at] = out.get(at, 0.0) + float(self.priced.compute_s[g][index])
+        return out
+
+    def compute(self, seconds: float, waits: list[int], name: str) -> None:
+        self.pending += waits
+        if seconds > 0:
+            self.last = self._add("compute", seconds, tuple(dict.fromkeys(self.pending)), name)
+            self.pending = []
+
+    def move(self, c: PlannedCollective) -> int:
+        """A collective on an operand; arguments of the step are there from the start, so that their moves can run ahead."""
+        group = self.priced.program.grouping.place(c.value)
+        kind = self.priced.program.grouping.groups[group.group].kind if group is not None else ""
+        after = (self.ready[c.value],) if c.value in self.ready else ((self.last,) if kind != "input" and self.last >= 0 else ())
+        return self.communicate(c, after)
+
+    def communicate(self, c: PlannedCollective, after: tuple[int, ...]) -> int:
+        group = self.priced.program.grouping.place(c.value)
+        share = self.pricer.latency_share(c.value, self.priced.program.grouping.groups[group.group]) if group is not None else 1.0
+        small = not self.priced.program.graph.values[c.value].shape
+        seconds = 0.0 if small else c.count * self.pricer.collective(c.kind, c.axes, float(c.size_bytes), share)
+        return self._add(" ".join(c.axes), seconds, after, c.kind)
+
+    def _add(self, stream: str, seconds: float, after: tuple[int, ...], name: str) -> int:
+        self.tasks.append(Task(len(self.tasks), stream, seconds, after, name))
+        return len(self.tasks) - 1
