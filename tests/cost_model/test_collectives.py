@@ -170,8 +170,11 @@ def test_an_all_to_all_takes_as_long_as_its_busiest_link(sizes: tuple[int, ...],
 
 
 def _tightest_cut_s(sizes: tuple[int, ...], wraps: tuple[bool, ...], rates: tuple[float, ...]) -> float:
-    """All-gather of one byte per device: the least time, by trying every set of devices. Each set lacks the bytes of all
-    others, and they come in through its links; that the worst set's time can be met is a theorem (ForestColl)."""
+    """All-gather of one byte per device: the least time, by trying every set of devices.
+
+    Each set lacks the bytes of all others, and they come in through its links; that the time of the worst set can be
+    met is a theorem (ForestColl).
+    """
     n = math.prod(sizes)
     where = np.indices(sizes).reshape(len(sizes), n).T
     inside = (np.arange(1, 2**n - 1)[:, None] >> np.arange(n)) & 1
