@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from pathlib import Path
 
-import pytest
 from hypothesis import settings
 
 if "jax" in sys.modules:
@@ -20,9 +18,3 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.load_profile("repeatable")
-
-
-@pytest.fixture(scope="session")
-def repository() -> Path:
-    """The checkout that the tests run in."""
-    return Path(__file__).resolve().parent.parent
