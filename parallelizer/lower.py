@@ -10,8 +10,7 @@ that a compiled collective leads back to its operation.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +22,7 @@ from parallelizer import compat
 from parallelizer.islands import Local, before_reductions, finish, run_local
 from parallelizer.moves import Planner, gather_and_slice, island, pin, reshard
 from passes.ir.graph import Graph, Literal, Op, Operand, Region
-from passes.ir.sharding import Layout, OpDecision, Sharding, Step
+from passes.ir.sharding import Layout, OpDecision, Sharding, Step, Use
 
 
 def lower(
@@ -38,8 +37,8 @@ def lower(
     if layout is not None and mesh is None:
         raise ValueError("a layout needs a mesh")
     if plan is None:
-        plan = functools.partial(gather_and_slice, sizes=dict(layout.axis_sizes) if layout else {})
-    run = _Lowering(graph, layout, mesh, plan)
+        plan = _planned(layout)
+    run = _Lowering(graph, layout, mesh, plan, {v: op for op in _all_ops(graph.ops) for v in op.outputs})
 
     def flat(*inputs: Any) -> list[Any]:
         return run.program(inputs)
@@ -47,19 +46,42 @@ def lower(
     return flat
 
 
+def _planned(layout: Layout | None) -> Planner:
+    """The plan's own steps; for a pair that it does not have, gather and slice."""
+    sizes = dict(layout.axis_sizes) if layout else {}
+
+    def plan(shape: tuple[int, ...], itemsize: int, source: Sharding, target: Sharding) -> tuple[Step, ...]:
+        known = layout.moves.get((shape, itemsize, source.dims, target.dims)) if layout else None
+        return known if known is not None else gather_and_slice(shape, itemsize, source, target, sizes)
+
+    return plan
+
+
+def _all_ops(ops: Sequence[Op]) -> Iterator[Op]:
+    for op in ops:
+        yield op
+        for region in op.regions:
+            yield from _all_ops(region.ops)
+
+
+def _use(decision: OpDecision, i: int) -> Use | None:
+    return decision.uses[i] if i < len(decision.uses) else None
+
+
 @dataclass(slots=True)
 class _Scope:
     """The values of the program or of one iteration of a loop, and what is known about each.
 
     `forms[v]` is how value v is cut, where the layout says so; `pinned` those that a constraint or a local program has
-    put there. `copies` are the shared copies made so far. `moved` remembers first steps already taken from a value,
-    since the compiler would merge equal ones.
+    put there. `copies` are the shared copies made so far, `served` the moved copies by number. `moved` remembers first
+    steps already taken from a value, since the compiler would merge equal ones.
     """
 
     values: dict[int, Any]
     forms: dict[int, Sharding] = field(default_factory=dict)
     pinned: set[int] = field(default_factory=set)
     copies: dict[int, Any] = field(default_factory=dict)
+    served: dict[int, Any] = field(default_factory=dict)
     moved: set[tuple[int, bool, Step]] = field(default_factory=set)
 
     def read(self, operand: Operand) -> Any:
@@ -72,6 +94,7 @@ class _Lowering:
     layout: Layout | None
     mesh: Any
     plan: Planner
+    producer: Mapping[int, Op]
 
     def program(self, inputs: Sequence[Any]) -> list[Any]:
         graph = self.graph
@@ -146,7 +169,7 @@ class _Lowering:
                 args.append(self.whole(operand, scope, op))
             else:
                 with compat.names(op.binding, f"pz{op.id}"):
-                    args.append(self.fetch(operand, target, scope))
+                    args.append(self.operand(operand, target, _use(decision, i), scope))
         results = compat.bind(op.binding, args, f"pz{op.id}")
         for v, result, form in zip(op.outputs, results, decision.results, strict=True):
             scope.values[v] = result
@@ -201,14 +224,58 @@ class _Lowering:
 
         with compat.names(op.binding, f"pz{op.id}"):
             wanted = [f for f, o in zip(forms, op.inputs, strict=True) if not isinstance(o, Literal)]
-            args = [self.fetch(o, f, scope) for o, f in zip(arrays, wanted, strict=True)]
+            uses = [_use(decision, i) for i, o in enumerate(op.inputs) if not isinstance(o, Literal)]
+            args = [self.operand(o, f, u, scope) for o, f, u in zip(arrays, wanted, uses, strict=True)]
             made = island(body, wanted, results, self.mesh)(*args)
         for v, value, form in zip(op.outputs, (made,) if len(results) == 1 else made, results, strict=True):
             scope.values[v] = value
             scope.forms[v] = form
             scope.pinned.add(v)
 
-    def fetch(self, v: int, target: Sharding, scope: _Scope) -> Any:
+    def operand(self, v: int, target: Sharding, use: Use | None, scope: _Scope) -> Any:
+        """An operand in the form `target`, moved as the plan says; what repeats a moved array is made anew from it."""
+        if use is None or not compat.is_plain_dtype(scope.values[v]):
+            return self.fetch(v, target, scope)
+        if use.copy not in scope.served:
+            scope.served[use.copy] = self.serve(use, scope)
+        moved = scope.served[use.copy]
+        if v == use.source:
+            return moved
+        return pin(self.again(v, use.source, moved, scope), target, self.mesh)
+
+    def serve(self, use: Use, scope: _Scope) -> Any:
+        """The moved copy of a use's source."""
+        v = use.source
+        own = self.form(v, scope)
+        if own is None or not use.shared or self.layout is None:
+            return self.fetch(v, use.target, scope, shares=False)
+        shared = self.layout.shared[v]
+        copy = self.copy(v, own, shared, scope)
+        if shared == use.target:
+            return copy
+        return self.move(v, copy, shared, use.target, self.steps(v, shared, use.target), scope, True)
+
+    def again(self, v: int, source: int, moved: Any, scope: _Scope) -> Any:
+        """Value `v` computed once more from `moved`, which stands for `source`."""
+        if v == source:
+            return moved
+        op = self.producer[v]
+        args = []
+        for o in op.inputs:
+            repeats = not isinstance(o, Literal) and self.depends(o, source)
+            args.append(self.again(o, source, moved, scope) if repeats else scope.read(o))  # type: ignore[arg-type]
+        return compat.bind(op.binding, args, f"pz{op.id}")[op.outputs.index(v)]
+
+    def depends(self, v: int, source: int) -> bool:
+        """Whether `v` is made from `source` within one scope (aliases are a few cheap operations away)."""
+        if v == source:
+            return True
+        op = self.producer.get(v)
+        if op is None or op.regions or v < source:  # ids grow in program order
+            return False
+        return any(self.depends(o, source) for o in op.inputs if not isinstance(o, Literal))
+
+    def fetch(self, v: int, target: Sharding, scope: _Scope, shares: bool = True) -> Any:
         """Value `v` in the form `target`: as it is, its shared copy, or whichever of them is closer, resharded."""
         value = scope.values[v]
         source = self.form(v, scope)
@@ -221,7 +288,7 @@ class _Lowering:
             self.hold(scope, v)
             return scope.values[v]
         steps = self.steps(v, source, target)
-        shared = self.layout.shared.get(v) if self.layout else None
+        shared = self.layout.shared.get(v) if self.layout and shares else None
         if shared is not None and shared != source:
             after = self.steps(v, shared, target)
             if sum(s.size_bytes for s in after) < sum(s.size_bytes for s in steps) or shared == target:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from passes.ir import Sharding
+from passes.ir import Graph, Layout, Sharding, Step, Use
 from passes.memory import peak_bytes
 from passes.price import Priced, Pricer
 from passes.realize import Realized
@@ -49,9 +49,11 @@ def footprint(priced: Priced, realized: Realized) -> Footprint:
     for op, decision in realized.layout.ops.items():
         at = position[op]
         for use in decision.uses:
-            if use is not None and use.steps and any(s.kind != "slice" for s in use.steps):
-                size = max(local_bytes(priced, realized, use.source, s.to) for s in use.steps)
-                usages.append((at, at + 1, size, "copies", ""))
+            if use is not None:
+                steps = moves_of(realized.layout, graph, use)
+                if any(s.kind != "slice" for s in steps):
+                    size = max(local_bytes(priced, realized, use.source, s.to) for s in steps)
+                    usages.append((at, at + 1, size, "copies", ""))
     peak, at = peak_bytes(((a, b, n) for a, b, n, _, _ in usages), program.lives.end)
     kinds: dict[str, float] = {}
     arguments: dict[str, float] = {}
@@ -65,6 +67,13 @@ def footprint(priced: Priced, realized: Realized) -> Footprint:
     return Footprint(
         int(peak), at, tuple((k, int(n)) for k, n in sorted(kinds.items(), key=lambda item: -item[1])), tuple((k, int(n)) for k, n in ranked)
     )
+
+
+def moves_of(layout: Layout, graph: Graph, use: Use) -> tuple[Step, ...]:
+    """The steps that bring a use's source to where it is wanted."""
+    v = graph.values[use.source]
+    start = layout.shared[use.source] if use.shared else layout.values[use.source]
+    return layout.moves.get((v.shape, v.itemsize, start.dims, use.target.dims), ())
 
 
 def local_bytes(priced: Priced, realized: Realized, value: int, sharding: Sharding | None) -> int:

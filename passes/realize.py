@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from passes.groups import Finish, Group, Place, Want
-from passes.ir import Layout, Literal, OpDecision, Reduction, Sharding, Step, Use, Visit
+from passes.ir import Dims, Layout, Literal, MoveKey, OpDecision, Reduction, Sharding, Step, Use, Visit
 from passes.price import Priced, Pricer
 from passes.strategies import ARRIVING, Strategy
 
@@ -60,10 +60,9 @@ class _Realizer:
         self.position = {v.op.id: i for i, v in enumerate(self.grouping.visits)}
         self.values: dict[int, Sharding] = {}
         self.shared: dict[int, Sharding] = {}
-        self.shared_steps: dict[int, tuple[Step, ...]] = {}
+        self.moves: dict[MoveKey, tuple[Step, ...]] = {}
         self.ops: dict[int, OpDecision] = {}
         self.uses: dict[int, dict[int, tuple[Use, Sharding]]] = {}
-        self.roles: dict[str, dict[int, Use]] = {"enter": {}, "return": {}, "stack": {}, "output": {}}
         self.found: list[tuple[int, PlannedCollective]] = []
 
     def run(self) -> Realized:
@@ -84,10 +83,7 @@ class _Realizer:
             if op not in self.ops:
                 self.follow(op, uses)
         self.found.sort(key=lambda item: item[0])
-        layout = Layout(
-            tuple(self.mesh.sizes.items()), self.values, self.shared, self.ops, self.shared_steps, self.roles["enter"],
-            self.roles["return"], self.roles["stack"], self.roles["output"], self.outputs(),
-        )  # fmt: skip
+        layout = Layout(tuple(self.mesh.sizes.items()), self.values, self.shared, self.ops, self.moves)
         return Realized(layout, tuple(c for _, c in self.found), tuple(p for p, _ in self.found), self.chosen)
 
     # ---- operands ----
@@ -103,25 +99,30 @@ class _Realizer:
         if sums and want.visit is not None and reader.leader is not None and want.visit.op is reader.leader.op:
             target = Sharding(target.dims, tuple(consumer.axes_of(ARRIVING)))
         shared = False
-        if form.partial:
-            steps: tuple[Step, ...] = ()
-        else:
+        steps: tuple[Step, ...] = ()
+        if not form.partial:
             start = form.dims
             if source.shared is not None and self.priced.program.readers.get(want.value, 0) > 1:
                 gathered = self.pricer.form(want.value, source, shared=True)
                 self.share(want, group, form, Sharding(gathered))
                 if table.price(gathered, target.dims) < table.price(start, target.dims):
                     start, shared = gathered, True
-            steps = table.steps(start, target.dims)
-        use = Use(want.value, shared, steps, copy)
+            steps = self.steps(want.value, group, start, target.dims)
+        use = Use(want.value, target, shared, copy)
         at = self.position[want.visit.op.id] if want.visit is not None else self.end_of(want)
         self.collect(steps, at, want.count, want.visit.op.id if want.visit is not None else -1, want.value, self.why(want))
         if want.role == "operand":
             assert want.visit is not None
             for visit, operand in ((want.visit, want.operand), *want.repeats):
                 self.uses.setdefault(visit.op.id, {})[operand] = (use, self.operand_form(visit, operand, want, target))
-        else:
-            self.roles[want.role][want.target] = use
+
+    def steps(self, value: int, group: Group, source: Dims, target: Dims) -> tuple[Step, ...]:
+        """The steps of a reshard; the same for equal arrays, whatever share of latencies each of them pays."""
+        v = self.graph.values[value]
+        key = (v.shape, v.itemsize, source, target)
+        if key not in self.moves:
+            self.moves[key] = self.pricer.table(value, group).steps(source, target)
+        return self.moves[key]
 
     def end_of(self, want: Want) -> int:
         """Where a value that leaves (the program, or an iteration) is moved: where it was made."""
@@ -148,8 +149,7 @@ class _Realizer:
         if want.value in self.shared:
             return
         self.shared[want.value] = gathered
-        steps = self.pricer.table(want.value, group).steps(form.dims, gathered.dims)
-        self.shared_steps[want.value] = steps
+        steps = self.steps(want.value, group, form.dims, gathered.dims)
         at = self.position[want.visit.op.id] if want.visit is not None else 0
         count = self.priced.program.count[want.value]
         self.collect(steps, at, count, want.visit.op.id if want.visit is not None else -1, want.value, "gathered once for several uses")
@@ -224,15 +224,3 @@ class _Realizer:
         forms = tuple(uses[i][1] if i in uses else None for i in range(len(op.inputs)))
         results = tuple(self.values.get(r) for r in op.outputs)
         self.ops[op_id] = OpDecision(forms, results, (), False, tuple(uses[i][0] if i in uses else None for i in range(len(op.inputs))))
-
-    def outputs(self) -> tuple[Sharding | None, ...]:
-        out: list[Sharding | None] = []
-        for i, o in enumerate(self.graph.outputs):
-            if i in self.graph.carried:
-                source = self.graph.inputs[self.graph.carried[i]]
-                out.append(self.values.get(source, Sharding.replicated(len(self.graph.shape_of(source)))))
-            elif isinstance(o, Literal):
-                out.append(Sharding.replicated(len(o.shape)))
-            else:
-                out.append(self.values.get(o))
-        return tuple(out)

@@ -91,17 +91,18 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """How an operand gets the sharding in which an operation (or the caller) wants it.
+    """Where an operand comes from when an operation wants it in another sharding.
 
     `source` is the value that is moved: the operand itself, or what it repeats (a broadcast is made anew from its moved
-    source). `shared` says that the moves start from the source's shared copy, not from the source. Uses with one `copy`
-    number are served by one moved copy, made at the first of them; moves under different numbers are really repeated.
+    source). `target` is the sharding that the source is moved to. `shared` says that the moves start from the source's shared
+    copy, not from the source. Uses with one `copy` number are served by one moved copy, made at the first of them; moves
+    under different numbers are really repeated.
     """
 
     source: int
+    target: Sharding
     shared: bool
-    steps: tuple[Step, ...]
-    copy: int = -1
+    copy: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,21 +121,21 @@ class OpDecision:
     uses: tuple[Use | None, ...] = ()
 
 
+Dims = tuple[tuple[str, ...], ...]
+MoveKey = tuple[tuple[int, ...], int, Dims, Dims]  # shape, bytes of an element, source, target
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """A whole program's cut: the sharding of every value at its definition, shared copies, and decisions per operation.
 
     `shared[v]` is the one resharded copy of value v that several consumers use (a parameter gathered once for the forward
-    and the backward pass).
+    and the backward pass). `moves` are the steps of every reshard that the plan has; equal ones are made equally. A value
+    whose sharding has `partial` axes is an unfinished sum over them.
     """
 
     axis_sizes: tuple[tuple[str, int], ...]
     values: Mapping[int, Sharding]
     shared: Mapping[int, Sharding]
     ops: Mapping[int, OpDecision]
-    shared_steps: Mapping[int, tuple[Step, ...]] = field(default_factory=dict)
-    entering: Mapping[int, Use] = field(default_factory=dict)
-    returning: Mapping[int, Use] = field(default_factory=dict)
-    stacking: Mapping[int, Use] = field(default_factory=dict)
-    leaving: Mapping[int, Use] = field(default_factory=dict)
-    outputs: tuple[Sharding | None, ...] = ()
+    moves: Mapping[MoveKey, tuple[Step, ...]] = field(default_factory=dict)
