@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from parallelizer.zoo import layers as nn
-from parallelizer.zoo.model import ZooModel, check_choice, check_divides, split_options
+from parallelizer.zoo.model import ZooModel, check_choice, check_divides, check_positive, split_options
 from parallelizer.zoo.tokens import random_tokens, token_shapes
 from parallelizer.zoo.training import TrainingConfig, make_init, make_step
 
@@ -45,6 +45,7 @@ class BertConfig:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
+        check_positive(self, "layers", "sequence", "mlp_ratio", "vocab")
         check_divides("embed", self.embed, "heads", self.heads)
         check_choice("loss", self.loss, LOSSES)
         check_choice("remat", self.remat, nn.REMAT)

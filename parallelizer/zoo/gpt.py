@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from parallelizer.zoo import layers as nn
-from parallelizer.zoo.model import ZooModel, check_choice, check_divides, split_options
+from parallelizer.zoo.model import ZooModel, check_choice, check_divides, check_positive, check_rate, split_options
 from parallelizer.zoo.tokens import random_tokens, token_shapes
 from parallelizer.zoo.training import TrainingConfig, make_init, make_step
 
@@ -55,6 +55,8 @@ class GptConfig:
     projection: str = "heads"
 
     def __post_init__(self) -> None:
+        check_positive(self, "layers", "sequence", "vocab", "vocab_multiple", "mlp_ratio")
+        check_rate("dropout", self.dropout)
         check_divides("embed", self.embed, "heads", self.heads)
         check_choice("remat", self.remat, nn.REMAT)
         check_choice("dtype", self.dtype, nn.DTYPES)

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from parallelizer.zoo import layers as nn
-from parallelizer.zoo.model import ZooModel, check_choice, check_divides, split_options
+from parallelizer.zoo.model import ZooModel, check_choice, check_divides, check_positive, check_rate, split_options
 from parallelizer.zoo.tokens import random_tokens, token_shapes
 from parallelizer.zoo.training import TrainingConfig, make_init, make_step
 
@@ -56,6 +56,8 @@ class LlamaConfig:
     norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
+        check_positive(self, "layers", "mlp", "sequence", "vocab", "vocab_multiple")
+        check_rate("dropout", self.dropout)
         check_divides("embed", self.embed, "2 * heads", 2 * self.heads)
         check_divides("heads", self.heads, "kv_heads", self.kv_heads)
         check_choice("remat", self.remat, nn.REMAT)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from parallelizer.zoo import layers as nn
-from parallelizer.zoo.model import ZooModel, check_choice, split_options
+from parallelizer.zoo.model import ZooModel, check_choice, check_positive, split_options
 from parallelizer.zoo.training import TrainingConfig, make_init, make_step
 
 Params = dict[str, Any]
@@ -32,6 +32,7 @@ class MlpConfig:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
+        check_positive(self, "layers", "hidden")
         check_choice("dtype", self.dtype, nn.DTYPES)
 
     @property

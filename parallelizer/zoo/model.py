@@ -121,5 +121,18 @@ def check_divides(option: str, value: int, by_option: str, by: int) -> None:
         raise ZooOptionError(f"{option}={value} is not a positive multiple of {by_option}={by}", option)
 
 
+def check_positive(config: Any, *options: str) -> None:
+    """ZooOptionError unless these fields of `config` are at least one."""
+    for option in options:
+        if getattr(config, option) < 1:
+            raise ZooOptionError(f"{option}={getattr(config, option)} must be at least 1", option)
+
+
+def check_rate(option: str, value: float) -> None:
+    """ZooOptionError unless 0 <= value < 1."""
+    if not 0.0 <= value < 1.0:
+        raise ZooOptionError(f"{option}={value} must be at least 0 and below 1", option)
+
+
 def _nearest(name: str, known: Iterable[str]) -> tuple[str, ...]:
     return tuple(difflib.get_close_matches(name, list(known), n=3, cutoff=0.5))
