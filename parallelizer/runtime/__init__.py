@@ -1,0 +1,1 @@
+"""Running plans: one program for all devices."""
