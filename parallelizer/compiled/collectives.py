@@ -35,6 +35,7 @@ _KINDS = {
 # How far back along operands the origin of an instruction without metadata is looked for.
 _LOOK_BACK = 4
 _CALLERS = {"call", "fusion", "conditional", "async", "custom-call"}
+_MEETING = re.compile(r"_xla_host_transfer_rendezvous=\"[^\"]*\"")
 _CHAIN_FLAG = re.compile(r"\"async_collective_fusion_config\"\s*:\s*\{[^}]*\"flag_start\"\s*:\s*\"(-?\d+)\"")
 
 
@@ -242,7 +243,7 @@ def _buffers(computation: Computation, instruction: Instruction, kind: str) -> t
         computation.instructions[o].shape for o in instruction.operands if o in computation.instructions
     )
     if kind == "send":
-        return operands[:1], operands[:1]
+        return operands[:1], _received(computation, instruction) or operands[:1]
     if kind == "ragged_all_to_all":
         # operands: data, the buffer for the result, then four arrays of offsets and sizes
         return operands[:1], instruction.shape if not instruction.opcode.endswith("-start") else operands[1:2]
@@ -253,6 +254,16 @@ def _buffers(computation: Computation, instruction: Instruction, kind: str) -> t
         if other.opcode == done and other.operands[:1] == (instruction.name,):
             return operands, other.shape
     return operands, _started(instruction.shape, kind)
+
+
+def _received(computation: Computation, send: Instruction) -> tuple[Shape, ...]:
+    """What the other half of a transfer between slices brings back: the receive that meets the send."""
+    meeting = _MEETING.search(send.attributes)
+    if meeting is not None:
+        for other in computation.instructions.values():
+            if other.opcode == "recv" and meeting[0] in other.attributes and isinstance(other.shape, tuple):
+                return other.shape[:1]
+    return ()
 
 
 def _started(shape: Shape, kind: str) -> Shape:
