@@ -39,7 +39,8 @@ class CoreItem:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Core:
-    """A reduced problem. `room` [rows] is what the limit leaves for the items; `constant` is the cost already decided.
+    """A reduced problem. `room` [rows] is what the limit leaves for the items, `row_ids` [rows] name the rows
+    through all reductions; `constant` is the cost already decided.
 
     `integral`: all costs are integers small enough that float64 sums of them are exact.
     """
@@ -48,6 +49,7 @@ class Core:
     edges: tuple[CoreEdge, ...]
     items: tuple[CoreItem, ...]
     room: np.ndarray
+    row_ids: np.ndarray
     constant: float
     integral: bool
 
@@ -113,6 +115,7 @@ class Workspace:
     col_of: list[np.ndarray]
     items: list[dict[tuple[int, int], np.ndarray]]
     base: np.ndarray
+    row_ids: np.ndarray
     limit: float
     integral: bool
     constant: float = 0.0
@@ -142,6 +145,7 @@ class Workspace:
             col_of=[],
             items=[{} for _ in cost],
             base=np.zeros(0),
+            row_ids=np.zeros(0, dtype=np.int64),
             limit=limit,
             integral=problem.integral and finite_sum < EXACT_LIMIT,
         )
@@ -154,6 +158,31 @@ class Workspace:
             work.add_edge(e.u, e.v, shared[id(e.matrix)], row, col)
         return work
 
+    @classmethod
+    def again(cls, core: Core) -> Workspace:
+        """A workspace that goes on from `core`, whose nodes are then the original ones."""
+        work = cls(
+            cost=list(core.costs),
+            alive=[True] * len(core.costs),
+            near=[{} for _ in core.costs],
+            edge_u=[],
+            edge_v=[],
+            matrix=[],
+            row_of=[],
+            col_of=[],
+            items=[{} for _ in core.costs],
+            base=-core.room,
+            row_ids=core.row_ids,
+            limit=0.0,
+            integral=core.integral,
+            constant=core.constant,
+        )
+        for item in core.items:
+            work.add_item(item.node, item.first, item.last, item.usage)
+        for e in core.edges:
+            work.add_edge(e.u, e.v, e.matrix, e.row_of, e.col_of)
+        return work
+
     def _add_memory(self, problem: Problem) -> None:
         live = [m for m in problem.memory if m.start < m.end and m.usage.size and m.usage.max() > 0]
         starts = np.array([m.start for m in live], dtype=np.int64)
@@ -161,6 +190,7 @@ class Workspace:
         times = maximal_times(starts, ends) if live else np.zeros(1, dtype=np.int64)
         first, last = np.searchsorted(times, starts), np.searchsorted(times, ends)
         self.base = np.zeros(len(times))
+        self.row_ids = np.arange(len(times))
         for m, a, b in zip(live, first.tolist(), last.tolist(), strict=True):
             if a < b:
                 self.add_item(m.node, a, b, m.usage.astype(np.float64))
@@ -308,7 +338,7 @@ class Workspace:
             for (first, last), usage in sorted(self.items[u].items(), key=lambda pair: pair[0])
         )
         costs = tuple(self.cost[u] for u in nodes)
-        return Core(costs, edges, items, self.room(), self.constant, self.integral), nodes
+        return Core(costs, edges, items, self.room(), self.row_ids, self.constant, self.integral), nodes
 
 
 def restore(undo: Sequence[Undo], nodes: np.ndarray, total: int, choice: np.ndarray) -> np.ndarray:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 
 from .core import Core
+
+# Bits for the sum of the largest costs; the rest, up to float64's 53, is room for priced memory.
+_COST_BITS = 47
 
 
 class Flat(NamedTuple):
@@ -17,6 +21,7 @@ class Flat(NamedTuple):
     likewise columns. Messages of edge k to its rows start at `row_message[k]`, to its columns at `col_message[k]`.
     Node u's edges are `near_edge[near_start[u]:near_start[u + 1]]`. Its items are `item_start[u]:item_start[u + 1]`,
     each over rows `item_first:item_last` with the usages of its strategies from `usage_start` of `usage`.
+    Costs are multiplied by `scale`, a power of two, and rounded down to integers (exactly, if they are integers).
     """
 
     node_start: np.ndarray
@@ -41,6 +46,7 @@ class Flat(NamedTuple):
     usage_start: np.ndarray
     usage: np.ndarray
     room: np.ndarray
+    scale: float
 
     @property
     def messages(self) -> int:
@@ -49,6 +55,7 @@ class Flat(NamedTuple):
 
 def flatten(core: Core) -> Flat:
     """The arrays of `core`; equal matrices are stored once."""
+    scale = _scale(core)
     nodes = len(core.costs)
     sizes = np.array([c.size for c in core.costs], dtype=np.int64)
     edge_u = np.array([e.u for e in core.edges], dtype=np.int64)
@@ -62,7 +69,7 @@ def flatten(core: Core) -> Flat:
         key = (e.matrix.shape[1], e.matrix.tobytes())
         if key not in place:
             place[key] = used
-            blocks.append(e.matrix.ravel())
+            blocks.append(np.floor(e.matrix.ravel() * scale))
             used += e.matrix.size
         matrix_start.append(place[key])
     ends = np.concatenate([edge_u, edge_v])
@@ -72,7 +79,7 @@ def flatten(core: Core) -> Flat:
     message = _starts(np.concatenate([rows, cols]))
     return Flat(
         node_start=_starts(sizes),
-        cost=_joined(core.costs, np.float64),
+        cost=np.floor(_joined(core.costs, np.float64) * scale),
         edge_u=edge_u,
         edge_v=edge_v,
         rows=rows,
@@ -93,7 +100,17 @@ def flatten(core: Core) -> Flat:
         usage_start=_starts(sizes[owners]),
         usage=_joined([item.usage for item in order_items], np.float64),
         room=np.asarray(core.room, dtype=np.float64),
+        scale=scale,
     )
+
+
+def _scale(core: Core) -> float:
+    total = sum(float(np.abs(c).max()) for c in core.costs)
+    total += sum(float(np.abs(e.matrix[np.isfinite(e.matrix)]).max(initial=0.0)) for e in core.edges)
+    if total == 0:
+        return 1.0
+    exponent = min(_COST_BITS - math.ceil(math.log2(total)), 1000)
+    return 2.0 ** (max(0, exponent) if core.integral else exponent)
 
 
 def _starts(sizes: np.ndarray) -> np.ndarray:

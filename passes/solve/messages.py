@@ -2,6 +2,9 @@
 
 Kolmogorov, "Convergent tree-reweighted message passing for energy minimization", 2006: every pass over the nodes keeps
 or raises the bound. Memory enters through prices per row, added to the node costs.
+
+All numbers are integers held in float64 (`flatten` scales the costs), shares are rounded down, and sums stay below 2^53:
+the arithmetic is exact, so a bound is a proof and not an estimate.
 """
 
 from __future__ import annotations
@@ -11,22 +14,56 @@ from numba import njit
 
 from .flat import Flat
 
+# What rounding may take from a sum of priced usages: far more than any sum of that many products can lose.
+_MARGIN = 1e-12
+
 
 @njit(cache=True, nogil=True)
 def priced_costs(f: Flat, price: np.ndarray, out: np.ndarray) -> None:
-    """`out` [s]: node costs plus `price` [t] times usage."""
+    """`out` [s]: node costs plus `price` [t] times usage, rounded down to integers and certainly not above the truth.
+
+    Prices must be quantised (`quantise`), so that their prefix sums are exact.
+    """
     total = np.zeros(price.size + 1)
     for t in range(price.size):
         total[t + 1] = total[t] + price[t]
     for u in range(f.node_start.size - 1):
         a, b = f.node_start[u], f.node_start[u + 1]
-        out[a:b] = f.cost[a:b]
+        out[a:b] = 0
+        priced = False
         for k in range(f.item_start[u], f.item_start[u + 1]):
             rate = total[f.item_last[k]] - total[f.item_first[k]]
             if rate > 0:
+                priced = True
                 at = f.usage_start[k]
                 for i in range(b - a):
                     out[a + i] += rate * f.usage[at + i]
+        for i in range(a, b):
+            if priced and out[i] > 0:
+                out[i] = np.floor(out[i] * (1.0 - _MARGIN) - 1.0)
+            out[i] += f.cost[i]
+
+
+@njit(cache=True, nogil=True)
+def quantise(price: np.ndarray) -> float:
+    """Round `price` [t] in place to multiples of a power of two that makes its partial sums exact; returns the sum."""
+    total = price.sum()
+    if total > 0:
+        grain = 2.0 ** (np.ceil(np.log2(total)) - 45)
+        for t in range(price.size):
+            price[t] = np.rint(price[t] / grain) * grain
+    return price.sum()
+
+
+@njit(cache=True, nogil=True)
+def room_price(f: Flat, price: np.ndarray) -> float:
+    """What the room is worth at `price`, rounded up."""
+    total, size = 0.0, 0.0
+    for t in range(price.size):
+        if price[t] > 0:
+            total += price[t] * f.room[t]
+            size += price[t] * abs(f.room[t])
+    return np.ceil(total + _MARGIN * size) if size > 0 else 0.0
 
 
 @njit(cache=True, nogil=True)
@@ -107,7 +144,7 @@ def message_pass(f: Flat, cost: np.ndarray, message: np.ndarray, forward: bool, 
                 at, own, to = f.row_start[k], f.row_message[k], f.col_message[k]
                 for i in range(b - a):
                     r = f.row_of[at + i]
-                    lean[r] = min(lean[r], share * theta[i])
+                    lean[r] = min(lean[r], np.floor(share * theta[i]))
                 sent[:cols] = np.inf
                 for r in range(rows):
                     x = lean[r] - message[own + r]
@@ -121,7 +158,7 @@ def message_pass(f: Flat, cost: np.ndarray, message: np.ndarray, forward: bool, 
                 at, own, to = f.col_start[k], f.col_message[k], f.row_message[k]
                 for i in range(b - a):
                     c = f.col_of[at + i]
-                    lean[c] = min(lean[c], share * theta[i])
+                    lean[c] = min(lean[c], np.floor(share * theta[i]))
                 for c in range(cols):
                     lean[c] -= message[own + c]
                 for r in range(rows):

@@ -8,7 +8,8 @@ of node costs, strategies that another one beats in cost and memory, and nodes w
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -39,7 +40,17 @@ class Presolved:
 
 def presolve(problem: Problem, check_room: bool = True) -> Presolved:
     """Reduce `problem`. Raises `Infeasible` when no choice has finite cost or some time is over-full whatever is chosen."""
-    work = Workspace.of(problem)
+    return _reduced(Workspace.of(problem), check_room)
+
+
+def reduce_further(core: Core, costs: Sequence[np.ndarray], matrices: Sequence[np.ndarray]) -> Presolved:
+    """Presolve `core` again after infinite entries were put into its `costs` and edges' `matrices` by a bound."""
+    edges = tuple(replace(e, matrix=m) for e, m in zip(core.edges, matrices, strict=True))
+    return _reduced(Workspace.again(replace(core, costs=tuple(costs), edges=edges)), True)
+
+
+def _reduced(work: Workspace, check_room: bool) -> Presolved:
+    total = len(work.cost)
     for u, cost in enumerate(work.cost):
         finite = np.flatnonzero(np.isfinite(cost))
         if finite.size < cost.size or cost.size == 0:
@@ -49,6 +60,8 @@ def presolve(problem: Problem, check_room: bool = True) -> Presolved:
         before = len(work.undo)
         merge_ties(work)
         reduce_times(work)
+        if check_room:
+            drop_overfull(work)
         drop_separable(work)
         fix_single(work)
         eliminate_small(work)
@@ -58,10 +71,10 @@ def presolve(problem: Problem, check_room: bool = True) -> Presolved:
     if check_room and np.any(work.room() < 0):
         raise Infeasible
     core, nodes = work.freeze()
-    return Presolved(core, tuple(work.undo), nodes, len(problem.node_costs))
+    return Presolved(core, tuple(work.undo), nodes, total)
 
 
-def make_consistent(work: Workspace, edges: object) -> None:
+def make_consistent(work: Workspace, edges: Iterable[int]) -> None:
     """Remove strategies that have no possible partner across some edge, to the fixpoint."""
     has_inf: dict[int, bool] = {}
 
@@ -72,7 +85,7 @@ def make_consistent(work: Workspace, edges: object) -> None:
             has_inf[key] = bool(np.isinf(matrix).any())
         return has_inf[key]
 
-    queue = deque(e for e in edges if infinite(e))  # type: ignore[attr-defined]
+    queue = deque(e for e in edges if infinite(e))
     queued = set(queue)
     while queue:
         number = queue.popleft()
@@ -184,11 +197,26 @@ def reduce_times(work: Workspace) -> None:
     _renumber(work, np.array(rows, dtype=np.int64))
 
 
+def drop_overfull(work: Workspace) -> None:
+    """Remove strategies that alone over-fill a row, all other nodes at their least."""
+    room = work.room()
+    for u, items in enumerate(work.items):
+        if not items:
+            continue
+        fits = np.ones(work.cost[u].size, dtype=bool)
+        for (first, last), usage in items.items():
+            fits &= usage <= room[first:last].min()
+        if not fits.all():
+            work.restrict(u, np.flatnonzero(fits))
+            make_consistent(work, list(work.near[u].values()))
+
+
 def _renumber(work: Workspace, kept: np.ndarray) -> None:
     if kept.size == work.base.size:
         return
     before = np.searchsorted(kept, np.arange(work.base.size + 1)).tolist()
     work.base = work.base[kept]
+    work.row_ids = work.row_ids[kept]
     for u, items in enumerate(work.items):
         if items:
             work.items[u] = {}
