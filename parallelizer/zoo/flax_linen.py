@@ -15,7 +15,7 @@ from flax.training import train_state
 from parallelizer.zoo.gpt import GptConfig
 from parallelizer.zoo.model import ZooModel, ZooOptionError, split_options
 from parallelizer.zoo.tokens import random_tokens, token_shapes
-from parallelizer.zoo.training import TrainingConfig, decayed, make_optimizer
+from parallelizer.zoo.training import TrainingConfig, decayed, global_norm, make_optimizer
 
 Batch = Mapping[str, jax.Array]
 
@@ -102,7 +102,7 @@ def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, j
 
     loss, grads = jax.value_and_grad(loss_fn)(state.params)
     state = state.apply_gradients(grads=grads, key=key)
-    return state, {"loss": loss, "grad_norm": optax.global_norm(grads)}
+    return state, {"loss": loss, "grad_norm": global_norm(grads)}
 
 
 def make_init(config: GptConfig, training: TrainingConfig) -> Callable[[jax.Array], TrainState]:

@@ -18,7 +18,7 @@ from flax import nnx
 from parallelizer.zoo.gpt import GptConfig
 from parallelizer.zoo.model import ZooModel, ZooOptionError, split_options
 from parallelizer.zoo.tokens import random_tokens, token_shapes
-from parallelizer.zoo.training import TrainingConfig, make_optimizer
+from parallelizer.zoo.training import TrainingConfig, global_norm, make_optimizer
 
 Batch = Mapping[str, jax.Array]
 
@@ -95,7 +95,7 @@ def train_step(model: Gpt, optimizer: nnx.Optimizer[Gpt], batch: Batch) -> dict[
 
     loss, grads = nnx.value_and_grad(loss_fn)(model)
     optimizer.update(model, grads)
-    return {"loss": loss, "grad_norm": optax.global_norm(grads)}
+    return {"loss": loss, "grad_norm": global_norm(grads)}
 
 
 def build(name: str, options: Mapping[str, Any]) -> ZooModel:

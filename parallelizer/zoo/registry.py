@@ -31,6 +31,9 @@ def _llama3(layers: int, embed: int, heads: int, mlp: int) -> dict[str, Any]:
 _BYTES = {"vocab": 256, "learning_rate": 3e-3, "b2": 0.99}
 
 _TOY = {"layers": 2, "embed": 64, "heads": 8, "sequence": 32, "batch": 16, **_BYTES}
+# Chosen so that the loss falls visibly within some dozens of steps: without warm-up it rests at the letters' entropy.
+_DEMO = {"layers": 4, "embed": 128, "heads": 8, "sequence": 128, "batch": 32, **_BYTES}
+_DEMO |= {"learning_rate": 2e-3, "warmup_steps": 10}
 _ADAM = {"learning_rate": 1e-2, "weight_decay": 0.0, "clip_norm": None, "b2": 0.999}
 
 # Name -> (module of the family, options).
@@ -41,7 +44,7 @@ _MODELS: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
         "gpt-toy": ("gpt", _TOY),
         "gpt-toy-linen": ("flax_linen", _TOY),
         "gpt-toy-nnx": ("flax_nnx", {**_TOY, "scan": False}),
-        "gpt-demo": ("gpt", {"layers": 4, "embed": 128, "heads": 8, "sequence": 128, "batch": 32, **_BYTES}),
+        "gpt-demo": ("gpt", _DEMO),
         "gpt2-124m": ("gpt", _gpt2(12, 768, 12)),
         "gpt2-350m": ("gpt", _gpt2(24, 1024, 16)),
         "gpt2-774m": ("gpt", _gpt2(36, 1280, 20)),

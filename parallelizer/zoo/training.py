@@ -58,6 +58,11 @@ def make_optimizer(config: TrainingConfig, mask: Callable[[Any], Any] | None) ->
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
 
 
+def global_norm(tree: Any) -> jax.Array:
+    """The Euclidean norm of all numbers in a pytree."""
+    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
+
+
 def decayed(params: Any) -> Any:
     """True for the leaves that weight decay acts on: those named kernel or embedding."""
 
@@ -97,7 +102,7 @@ def make_step(loss: Loss, config: TrainingConfig) -> Step:
         if "loss" in config.metrics:
             metrics["loss"] = value
         if "grad_norm" in config.metrics:
-            metrics["grad_norm"] = optax.global_norm(gradients)
+            metrics["grad_norm"] = global_norm(gradients)
         return new_state, metrics
 
     return train_step
