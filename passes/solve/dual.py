@@ -43,7 +43,8 @@ def _largest(f: Flat, cost: np.ndarray) -> float:
     for u in range(f.node_start.size - 1):
         high = 0.0
         for i in range(f.node_start[u], f.node_start[u + 1]):
-            high = max(high, abs(cost[i]))
+            if cost[i] < np.inf:
+                high = max(high, abs(cost[i]))
         total += high
     return total
 

@@ -99,7 +99,8 @@ def cost_of(f: Flat, choice: np.ndarray) -> float:
 def message_pass(f: Flat, cost: np.ndarray, message: np.ndarray, forward: bool, marginal: np.ndarray) -> float:
     """One pass over the nodes, updating `message` in place; returns the bound.
 
-    `marginal` [s]: how much the bound rises at least if that strategy is forced.
+    `marginal` [s]: how much the bound rises at least if that strategy is forced. Infinite costs forbid strategies; a node
+    or an edge without a way left makes the bound infinite.
     """
     nodes = f.node_start.size - 1
     bound = 0.0
@@ -131,6 +132,8 @@ def message_pass(f: Flat, cost: np.ndarray, message: np.ndarray, forward: bool, 
             else:
                 behind += 1
         least = theta.min()
+        if least == np.inf:
+            return np.inf
         bound += least
         theta -= least
         share = 1.0 / max(1, ahead, behind)
@@ -147,6 +150,8 @@ def message_pass(f: Flat, cost: np.ndarray, message: np.ndarray, forward: bool, 
                     lean[r] = min(lean[r], np.floor(share * theta[i]))
                 sent[:cols] = np.inf
                 for r in range(rows):
+                    if lean[r] == np.inf:
+                        continue  # forbidden; its message may be infinite too
                     x = lean[r] - message[own + r]
                     for c in range(cols):
                         sent[c] = min(sent[c], x + f.matrix[start + r * cols + c])
@@ -160,7 +165,8 @@ def message_pass(f: Flat, cost: np.ndarray, message: np.ndarray, forward: bool, 
                     c = f.col_of[at + i]
                     lean[c] = min(lean[c], np.floor(share * theta[i]))
                 for c in range(cols):
-                    lean[c] -= message[own + c]
+                    if lean[c] < np.inf:
+                        lean[c] -= message[own + c]
                 for r in range(rows):
                     x = np.inf
                     for c in range(cols):
@@ -170,6 +176,8 @@ def message_pass(f: Flat, cost: np.ndarray, message: np.ndarray, forward: bool, 
             least = np.inf
             for c in range(size):
                 least = min(least, sent[c])
+            if least == np.inf:
+                return np.inf
             bound += least
             for c in range(size):
                 message[to + c] = sent[c] - least

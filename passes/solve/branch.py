@@ -1,0 +1,197 @@
+"""Branch and bound on the dual: the exact method, with every bound in exact integers.
+
+A branch forbids strategies by infinite costs. Its bound comes from the message passing of `dual`; strategies whose forced
+bound passes the ceiling, or that over-fill a row with everything else at its least, are forbidden too. Best bound first.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+
+from .dual import Dual, ascend, forced_costs, new_dual
+from .flat import Flat
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Branch:
+    """An open branch: which strategies it may use [s], and the prices and messages to start from."""
+
+    allowed: np.ndarray
+    price: np.ndarray
+    message: np.ndarray
+    bound: float
+
+
+@dataclass(slots=True)
+class BranchResult:
+    """`bound` (scaled): no choice below it was missed. `closed`: nothing is open below the ceiling."""
+
+    bound: float
+    closed: bool
+    branches: int
+
+
+@njit(cache=True, nogil=True)
+def forbid_overfull(f: Flat, cost: np.ndarray) -> int:
+    """Make strategies infinite in `cost` [s] that over-fill a row though all others take their least; how many, -1: all."""
+    rows = f.room.size
+    change = np.zeros(rows + 1)
+    least = np.zeros(f.item_first.size)
+    for u in range(f.node_start.size - 1):
+        a, b = f.node_start[u], f.node_start[u + 1]
+        for k in range(f.item_start[u], f.item_start[u + 1]):
+            low = np.inf
+            for i in range(b - a):
+                if cost[a + i] < np.inf:
+                    low = min(low, f.usage[f.usage_start[k] + i])
+            if low == np.inf:
+                return -1
+            least[k] = low
+            change[f.item_first[k]] += low
+            change[f.item_last[k]] -= low
+    left = np.empty(rows)
+    live = 0.0
+    for t in range(rows):
+        live += change[t]
+        left[t] = f.room[t] - live
+        if left[t] < 0:
+            return -1
+    gone = 0
+    for u in range(f.node_start.size - 1):
+        a, b = f.node_start[u], f.node_start[u + 1]
+        for k in range(f.item_start[u], f.item_start[u + 1]):
+            worst = 0.0
+            for i in range(b - a):
+                if cost[a + i] < np.inf:
+                    worst = max(worst, f.usage[f.usage_start[k] + i] - least[k])
+            if worst == 0:
+                continue
+            low = np.inf
+            for t in range(f.item_first[k], f.item_last[k]):
+                low = min(low, left[t])
+            if worst > low:
+                for i in range(b - a):
+                    if cost[a + i] < np.inf and f.usage[f.usage_start[k] + i] - least[k] > low:
+                        cost[a + i] = np.inf
+                        gone += 1
+    return gone
+
+
+@njit(cache=True, nogil=True)
+def _spread(f: Flat, cost: np.ndarray, price: np.ndarray, share: np.ndarray, out: np.ndarray) -> None:
+    """`out` [n]: how undecided a node is, times how much priced memory its answer moves."""
+    total = np.zeros(price.size + 1)
+    for t in range(price.size):
+        total[t + 1] = total[t] + price[t]
+    for u in range(f.node_start.size - 1):
+        a, b = f.node_start[u], f.node_start[u + 1]
+        mean, weight, top = 0.0, 0.0, 0.0
+        for i in range(a, b):
+            if cost[i] < np.inf:
+                weight += share[i]
+                top = max(top, share[i])
+        if weight == 0 or top == weight:
+            out[u] = 0.0
+            continue
+        value = np.zeros(b - a)
+        for k in range(f.item_start[u], f.item_start[u + 1]):
+            rate = total[f.item_last[k]] - total[f.item_first[k]]
+            for i in range(b - a):
+                value[i] += rate * f.usage[f.usage_start[k] + i]
+        for i in range(b - a):
+            mean += share[a + i] * value[i] / weight
+        for i in range(b - a):
+            out[u] += share[a + i] * abs(value[i] - mean)
+
+
+def branch_and_bound(
+    f: Flat,
+    ceiling: Callable[[], float],
+    found: Callable[[np.ndarray], None],
+    deadline: float,
+    root: Dual | None = None,
+    rounds: int = 120,
+    most: int = 10**9,
+    progress: Callable[[float], None] = lambda bound: None,
+) -> BranchResult:
+    """Search everything of scaled cost up to `ceiling()`, which may fall meanwhile; `found` gets every feasible choice.
+
+    Stops at `deadline` (monotonic seconds) or after `most` branches; then `bound` is the lowest open branch's.
+    """
+    dual = root if root is not None else new_dual(f)
+    order = itertools.count()
+    start = Branch(np.isfinite(f.cost), dual.price, dual.message, dual.bound)
+    heap: list[tuple[float, int, Branch]] = [(start.bound, next(order), start)]
+    done = 0
+    while heap:
+        bound, _, branch = heap[0]
+        if bound > ceiling():
+            break
+        if time.monotonic() > deadline or done >= most:
+            return BranchResult(bound, False, done)
+        heapq.heappop(heap)
+        done += 1
+        progress(bound)
+        for child in _expand(f, branch, ceiling, found, rounds):
+            heapq.heappush(heap, (child.bound, next(order), child))
+    return BranchResult(ceiling() + 1, True, done)
+
+
+def _expand(
+    f: Flat, branch: Branch, ceiling: Callable[[], float], found: Callable[[np.ndarray], None], rounds: int
+) -> list[Branch]:
+    """The branches that a branch leaves open: none, or two that split one node's strategies."""
+    cost = np.where(branch.allowed, f.cost, np.inf)
+    here = f._replace(cost=cost)
+    dual = Dual(branch.price.copy(), branch.message.copy(), branch.bound, np.zeros(f.node_start.size - 1, dtype=np.int64), np.inf, np.inf, np.zeros(cost.size))
+    while True:
+        gone = forbid_overfull(here, cost)
+        if gone < 0:
+            return []
+        if gone:
+            continue
+        ascend(here, dual, rounds, ceiling(), patience=25, first_step=0.2)
+        if dual.over == 0 and dual.cost <= ceiling():
+            found(dual.choice)
+        if dual.bound > ceiling():
+            return []
+        bound, forced = forced_costs(here, dual, 3)
+        if bound == np.inf or dual.bound > ceiling():
+            return []
+        bad = (forced > ceiling()) & np.isfinite(cost)
+        if not bad.any():
+            break
+        cost[bad] = np.inf
+        if bad.sum() * 20 < np.isfinite(cost).sum():
+            break
+    allowed = np.isfinite(cost)
+    counts = np.add.reduceat(allowed, f.node_start[:-1])
+    if (counts == 0).any():
+        return []
+    spread = np.zeros(counts.size)
+    _spread(here, cost, dual.price, dual.share, spread)
+    spread[counts < 2] = -1.0
+    u = int(spread.argmax())
+    if spread[u] <= 0:
+        if (counts < 2).all():
+            u = -1
+        else:
+            u = int(np.where(counts < 2, 10**9, counts).argmin())
+    if u < 0:
+        # One choice is left, and the passes above have offered it if it fits.
+        return []
+    a, b = int(f.node_start[u]), int(f.node_start[u + 1])
+    weight = np.where(allowed[a:b], dual.share[a:b], -1.0)
+    top = a + int(weight.argmax())
+    one, rest = allowed.copy(), allowed.copy()
+    one[a:b] = False
+    one[top] = True
+    rest[top] = False
+    return [Branch(x, dual.price, dual.message, dual.bound) for x in (one, rest)]
