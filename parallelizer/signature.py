@@ -59,7 +59,7 @@ def describe_call(
     numbers = {static_argnums} if isinstance(static_argnums, int) else set(static_argnums)
     names = {static_argnames} if isinstance(static_argnames, str) else set(static_argnames)
     donate = {donate_argnums} if isinstance(donate_argnums, int) else set(donate_argnums)
-    positional = _positional_names(fn, len(args))
+    positional = positional_names(fn, len(args))
     n = len(args)
     numbers = {i + n if i < 0 else i for i in numbers}
     donate = {i + n if i < 0 else i for i in donate}
@@ -77,7 +77,7 @@ def describe_call(
     )
 
 
-def _positional_names(fn: Callable[..., Any], count: int) -> tuple[str, ...]:
+def positional_names(fn: Callable[..., Any], count: int) -> tuple[str, ...]:
     try:
         parameters = list(inspect.signature(fn).parameters.values())
     except (TypeError, ValueError):  # builtins and some C callables have no signature

@@ -116,23 +116,22 @@ def random_layout(graph, seed):
 
 
 def scanned_step():
-    tx = optax.adamw(1e-2)
+    tx = optax.sgd(1e-2, momentum=0.9)
     key = jax.random.key(1)
     params = {
         "emb": jax.random.normal(key, (16, 8)),
         "w": jax.random.normal(key, (4, 8, 16)) / 4,
         "v": jax.random.normal(key, (4, 16, 8)) / 4,
-        "g": jnp.ones((4, 8)),
     }
 
     def step(params, opt, ids):
         def loss(p):
             @jax.checkpoint
-            def layer(h, wvg):
-                w, v, g = wvg
-                return h + jnp.tanh((h * g / (1e-3 + jnp.abs(h).max(-1, keepdims=True))) @ w) @ v, (h**2).mean()
+            def layer(h, wv):
+                w, v = wv
+                return h + jnp.tanh((h / (1e-3 + jnp.abs(h).max(-1, keepdims=True))) @ w) @ v, (h**2).mean()
 
-            h, seen = jax.lax.scan(layer, p["emb"][ids], (p["w"], p["v"], p["g"]))
+            h, seen = jax.lax.scan(layer, p["emb"][ids], (p["w"], p["v"]))
             logits = h @ p["emb"].T
             return optax.softmax_cross_entropy_with_integer_labels(logits, ids).mean() + 1e-3 * seen.sum()
 
@@ -158,7 +157,7 @@ def convolutions():
 PROGRAMS = {"scanned step": scanned_step, "convolutions": convolutions}
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_random_layouts_compute_the_same(mesh, name, seed):
     fn, args = PROGRAMS[name]()
