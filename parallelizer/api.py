@@ -1,0 +1,306 @@
+"""The public doors: plan a step, decorate it, create its state sharded. The whole data flow reads top to bottom here."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding
+
+from cost_model.topology import Topology
+from parallelizer.errors import (
+    CompilationError, MeshMismatchError, NotTraceableError, ParallelizerError, PlanMismatchError, ShapeMismatchError,
+)  # fmt: skip
+from parallelizer.moves import to_jax_mesh
+from parallelizer.nnx_adapter import NnxAdapter, adapt
+from parallelizer.plans import Plan
+from parallelizer.planning import make_plan, resolve_topology
+from parallelizer.runtime.devices import devices_of, local_topology
+from parallelizer.runtime.program import OtherCall, Program, placed
+from parallelizer.signature import argument_paths
+from parallelizer.tracer import Traced, trace
+from passes.ir import walk
+from passes.ir.text import graph_hash
+from passes.normalize import drop_dead
+
+
+def plan(
+    fn: Callable[..., Any],
+    /,
+    *args: Any,
+    topology: str | Topology | None = None,
+    mesh: Mapping[str, int] | None = None,
+    memory_bytes: float | None = None,
+    pins: Mapping[str, Any] | None = None,
+    strict: bool = False,
+    donate_argnums: int | Iterable[int] = (),
+    static_argnums: int | Iterable[int] = (),
+    static_argnames: str | Iterable[str] = (),
+    devices: Sequence[Any] | None = None,
+    time_limit_s: float = 60.0,
+    **kwargs: Any,
+) -> Plan:
+    """Find how one training step is cut over a machine. Needs shapes, not devices.
+
+    `args` and `kwargs` are what `fn` is called with: arrays or `jax.ShapeDtypeStruct`s. `topology` is a name ("v5p:4x4x4",
+    "h100:8x16", "cpu:8") or a `Topology`; by default the devices at hand. `mesh` pins the logical mesh ({"x": 2, "y": 4}),
+    `memory_bytes` the memory of a device, `pins` the sharding of arguments by path or glob ({"**/up/kernel": P(None, "x")}).
+    `strict` refuses operations without a sharding rule. `time_limit_s` bounds the search.
+
+    Raises the errors of `parallelizer.errors`; nothing is changed or run.
+    """
+    if isinstance(fn, Parallelized):
+        options = fn.options
+        donate_argnums = donate_argnums or options["donate_argnums"]
+        static_argnums = static_argnums or options["static_argnums"]
+        static_argnames = static_argnames or options["static_argnames"]
+        fn = fn.__wrapped__
+    if topology is None:
+        machine, present = local_topology(devices)
+    else:
+        machine, present = resolve_topology(topology), list(devices) if devices is not None else None
+    adapted = adapt(fn, args, kwargs)
+    pure = (adapted.fn, adapted.args, adapted.kwargs) if adapted is not None else (fn, args, kwargs)
+    traced = traced_call(*pure, static_argnums, static_argnames, donate_argnums)
+    made = make_plan(traced, machine, mesh, memory_bytes, pins, strict, time_limit_s)
+    traced_with = {"static_argnums": static_argnums, "static_argnames": static_argnames, "donate_argnums": donate_argnums}
+    present_devices = tuple(present) if present is not None else None
+    return replace(made, devices=present_devices, nnx=adapted is not None, options=traced_with)
+
+
+def traced_call(
+    fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], static_argnums: Any, static_argnames: Any, donate_argnums: Any
+) -> Traced:
+    """Trace, with JAX's errors turned into one that points at the user's line."""
+    try:
+        return trace(fn, args, kwargs, static_argnums, static_argnames, donate_argnums)
+    except ParallelizerError:
+        raise
+    except Exception as error:  # whatever the user's code raises while it is traced
+        raise NotTraceableError.of(getattr(fn, "__name__", repr(fn)), error) from error
+
+
+def parallelize(fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+    """Decorator: plan `fn` at its first call for the devices at hand, then run the plan.
+
+    Used plain (`@pz.parallelize`) or with the options of `plan` (`topology=`, `devices=`, `mesh=`, `memory_bytes=`, `pins=`,
+    `strict=`, `donate_argnums=`, `static_argnums=`, `static_argnames=`). One program is kept per shape signature.
+    `.plan` is the plan last used; `.__wrapped__` the undecorated function, which keeps working whatever happens here.
+    """
+    if fn is None:
+        return functools.partial(parallelize, **options)
+    return Parallelized(fn, options)
+
+
+class Parallelized:
+    """A decorated step. Calls go straight to a compiled program while shapes stay the same."""
+
+    _KNOWN = ("topology", "mesh", "memory_bytes", "pins", "strict", "donate_argnums", "static_argnums", "static_argnames", "devices",
+              "time_limit_s")  # fmt: skip
+
+    def __init__(self, fn: Callable[..., Any], options: Mapping[str, Any]) -> None:
+        unknown = sorted(set(options) - set(self._KNOWN))
+        if unknown:
+            raise TypeError(f"parallelize has no option {unknown[0]!r}; it has {', '.join(self._KNOWN)}")
+        functools.update_wrapper(self, fn)
+        self.__wrapped__ = fn
+        self.options: dict[str, Any] = {"donate_argnums": (), "static_argnums": (), "static_argnames": (), **options}
+        self.plans: dict[Any, Plan] = {}
+        self._runners: dict[Any, Runner] = {}
+        self._nnx = NnxAdapter(fn)
+        self._fast: Program | None = None
+        self._plan: Plan | None = None
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan of the last call, None before the first."""
+        return self._plan
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._fast is not None:
+            try:
+                return self._fast(*args, **kwargs)
+            except OtherCall:
+                self._fast = None
+            except ValueError as error:  # arguments that lie elsewhere: say where, or move them
+                return self._misplaced(error, args, kwargs)
+        return self._slow(args, kwargs)
+
+    def _slow(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        adapted = self._nnx.adapt(args, kwargs)
+        key = signature(args, kwargs, self.options) if adapted is None else (adapted.key, signature(adapted.args, adapted.kwargs, self.options))
+        if key not in self._runners:
+            made = plan(self.__wrapped__, *args, **self.options, **kwargs)
+            self._runners[key] = Runner(made, self._nnx)
+            self.plans[key] = made
+        self._plan = self.plans[key]
+        runner = self._runners[key]
+        if adapted is not None:
+            return adapted.restore(runner.pure(*adapted.args, **adapted.kwargs))
+        result = runner(*args, **kwargs)
+        if len(self._runners) == 1 and runner.direct:
+            self._fast = runner.program
+        return result
+
+    def _misplaced(self, error: ValueError, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return next(iter(self._runners.values())).misplaced(error, args, kwargs)
+
+
+def signature(args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
+    """What one program serves: structure, shapes and types of the leaves, and the static arguments."""
+    numbers, names = options["static_argnums"], options["static_argnames"]
+    static = {numbers} if isinstance(numbers, int) else set(numbers)
+    named = {names} if isinstance(names, str) else set(names)
+    fixed = tuple((i, a) for i, a in enumerate(args) if i in static) + tuple((k, kwargs[k]) for k in sorted(named & set(kwargs)))
+    rest = [a for i, a in enumerate(args) if i not in static], {k: v for k, v in kwargs.items() if k not in named}
+    leaves, tree = jax.tree.flatten(rest)
+    return tree, tuple((getattr(x, "shape", ()), str(getattr(x, "dtype", type(x)))) for x in leaves), fixed
+
+
+class Runner:
+    """A plan with its program on devices: what `plan.apply` and the decorator call."""
+
+    def __init__(self, made: Plan, adapter: NnxAdapter | None = None) -> None:
+        self.plan = made
+        self.program = program_of(made)
+        self._adapter = adapter
+        call = self.program.traced.call
+        self.direct = not (call.static_argnums or call.static_argnames or made.nnx)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        adapted = self._adapter.adapt(args, kwargs) if self._adapter is not None and self.plan.nnx else None
+        if adapted is not None:
+            return adapted.restore(self.pure(*adapted.args, **adapted.kwargs))
+        return self.pure(*args, **kwargs)
+
+    def pure(self, *args: Any, **kwargs: Any) -> Any:
+        """A call without nnx objects. Raises ShapeMismatchError or MeshMismatchError."""
+        positional, named = self.program.traced.call.dynamic(args, kwargs)
+        try:
+            return self.program(*positional, **named)
+        except OtherCall:
+            raise ShapeMismatchError.of({a.path: a.text for a in self.plan.inputs}, self._given(args, kwargs)) from None
+        except ValueError as error:
+            return self.misplaced(error, args, kwargs)
+
+    def _given(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, str]:
+        paths = argument_paths(self.program.traced.call, args, kwargs)
+        leaves = jax.tree.leaves(self.program.traced.call.dynamic(args, kwargs))
+        text = [f"{getattr(x, 'dtype', type(x).__name__)}[{','.join(map(str, getattr(x, 'shape', ())))}]" for x in leaves]
+        return dict(zip(paths, text, strict=True))
+
+    def misplaced(self, error: ValueError, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Arrays of one device are moved; arrays that are sharded over another mesh are refused."""
+        call = self.program.traced.call
+        leaves = jax.tree.leaves(call.dynamic(args, kwargs))
+        elsewhere = placed(dict(zip(argument_paths(call, args, kwargs), leaves, strict=True)), self.program.mesh)
+        if elsewhere:
+            raise MeshMismatchError.of(elsewhere, f"{dict(self.program.mesh.shape)}") from error
+        moved = [jax.device_put(x, s) for x, s in zip(leaves, self.program.in_leaves, strict=True)]
+        if all(a is b for a, b in zip(moved, leaves, strict=True)):
+            raise error
+        positional, named = jax.tree.unflatten(self.program.traced.in_tree, moved)
+        return self.program(*positional, **named)
+
+
+def program_of(made: Plan, topology: Topology | None = None) -> Program:
+    """The plan's program on the devices of its topology (or another of as many)."""
+    traced, graph = made.need_traced()
+    machine = topology or made.mesh.topology
+    devices = devices_of(machine, made.devices if topology is None else None)
+    return Program(traced, graph, made.layout, to_jax_mesh(made.mesh, devices))
+
+
+def applied(made: Plan, fn: Callable[..., Any] | None) -> Callable[..., Any]:
+    """See `Plan.apply`."""
+    if fn is None:
+        made.need_traced()
+        if made.nnx:
+            raise ParallelizerError("a step with nnx arguments is applied to its function: plan.apply(fn)", f"plan of {made.function}")
+        return Runner(made)
+    fn = getattr(fn, "__wrapped__", fn) if isinstance(fn, Parallelized) else fn
+    runner: list[Runner] = []
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if not runner:
+            runner.append(Runner(bound(made, fn, args, kwargs), NnxAdapter(fn)))
+        return runner[0](*args, **kwargs)
+
+    return functools.wraps(fn)(run)
+
+
+def compiled(made: Plan, fn: Callable[..., Any] | None, args: Sequence[Any], kwargs: Mapping[str, Any], topology: Topology | None = None) -> Any:
+    """See `Plan.compile`. Raises CompilationError with the compiler's words."""
+    if fn is not None:
+        made = bound(made, fn, args, kwargs)
+    program = program_of(made, topology)
+    from parallelizer.aot import compiler_options_for
+
+    name = (topology or made.mesh.topology).name
+    try:
+        return program.lowered().compile(compiler_options_for(name) or None)
+    except jax.errors.JaxRuntimeError as error:
+        raise CompilationError.of(name, error) from error
+
+
+def bound(made: Plan, fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Plan:
+    """A loaded plan together with its function. Raises ShapeMismatchError or PlanMismatchError."""
+    fn = getattr(fn, "__wrapped__", fn) if isinstance(fn, Parallelized) else fn
+    adapted = adapt(fn, args, kwargs)
+    pure = (adapted.fn, adapted.args, adapted.kwargs) if adapted is not None else (fn, args, kwargs)
+    options = made.options
+    traced = traced_call(
+        *pure, options.get("static_argnums", ()), options.get("static_argnames", ()), options.get("donate_argnums", ())
+    )
+    graph = drop_dead(traced.graph)
+    given = {p: f"{graph.values[v].dtype}[{','.join(map(str, graph.values[v].shape))}]" for p, v in zip(graph.input_paths, graph.inputs, strict=True)}
+    planned = {a.path: a.text for a in made.inputs}
+    found = graph_hash(graph)
+    if found != made.graph_hash:
+        primitives: dict[str, int] = {}
+        for v in walk(graph):
+            primitives[v.op.primitive] = primitives.get(v.op.primitive, 0) + 1
+        if given != planned and primitives == dict(made.primitives):
+            raise ShapeMismatchError.of(planned, given)
+        raise PlanMismatchError.of(made.graph_hash, found, planned, given, made.primitives, primitives)
+    return replace(made, traced=traced, graph=graph, nnx=adapted is not None)
+
+
+def abstract_state(made: Plan, argnum: int = 0) -> Any:
+    """Argument `argnum` of the planned step as sharded `ShapeDtypeStruct`s (for checkpoint readers and `jax.eval_shape`)."""
+    program = program_of(made)
+    tree = program.in_shardings[argnum]
+    leaves = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in program.traced.in_avals]
+    args, _ = jax.tree.unflatten(program.traced.in_tree, leaves)
+    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), args[argnum], tree)
+
+
+def init(made: Plan, init_fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Run `init_fn(*args)` so that its result is created already cut as the planned step wants it.
+
+    The result must have the structure and shapes of one of the step's arguments (or of several leading ones, as a
+    tuple). Raises ShapeMismatchError otherwise. No device ever holds more than its part.
+    """
+    program = program_of(made)
+    shapes = jax.eval_shape(init_fn, *args, **kwargs)
+    leaves = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in program.traced.in_avals]
+    wanted, _ = jax.tree.unflatten(program.traced.in_tree, leaves)
+    shardings: Any = None
+    for candidate, cut in [*zip(wanted, program.in_shardings, strict=False), *((wanted[:n], program.in_shardings[:n]) for n in range(2, len(wanted) + 1))]:
+        if jax.tree.structure(candidate) == jax.tree.structure(shapes) and all(
+            a.shape == b.shape and a.dtype == b.dtype for a, b in zip(jax.tree.leaves(candidate), jax.tree.leaves(shapes), strict=True)
+        ):
+            shardings = cut
+            break
+    if shardings is None:
+        text = {jax.tree_util.keystr(p): f"{x.dtype}{list(x.shape)}" for p, x in jax.tree_util.tree_leaves_with_path(shapes)}
+        raise ShapeMismatchError.of({a.path: a.text for a in made.inputs}, text)
+    return jax.jit(init_fn, out_shardings=shardings)(*args, **kwargs)
+
+
+def shard(made: Plan, tree: Any, argnum: int = 0) -> Any:
+    """Put an existing argument where the plan wants it."""
+    return jax.tree.map(lambda x, s: jax.device_put(x, s), tree, program_of(made).in_shardings[argnum], is_leaf=lambda x: isinstance(x, NamedSharding))

@@ -1,0 +1,229 @@
+"""From a traced function and a topology to a `Plan`: candidates, search, and the facts that a plan reports."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from cost_model.hardware import UnknownChip
+from cost_model.mesh import LogicalMesh, MeshError, logical_mesh
+from cost_model.topology import ImpossibleTopology, Topology, UnknownTopology, known_topologies, parse_topology
+from parallelizer.errors import DoesNotFitError, MeshSizeError, NotDivisibleError, UnknownPrimitiveError, UnknownTopologyError
+from parallelizer.pins import check_pins, pin_axes, read_pins
+from parallelizer.plans import Array, Choice, Collective, Cost, Memory, Plan, Tried
+from parallelizer.tracer import Traced
+from passes.explain import adjacency, reason
+from passes.ir import Graph, Literal, Sharding, walk
+from passes.ir.text import graph_hash
+from passes.layout import Found, MemoryError_, PinError, search_layout
+from passes.meshes import AXIS_NAMES, candidate_meshes
+from passes.normalize import drop_dead
+
+
+def resolve_topology(topology: str | Topology) -> Topology:
+    """A topology by name. Raises UnknownTopologyError listing what is known."""
+    if isinstance(topology, Topology):
+        return topology
+    try:
+        return parse_topology(topology)
+    except (UnknownTopology, ImpossibleTopology, UnknownChip) as error:
+        raise UnknownTopologyError.of(topology, tuple(known_topologies()), getattr(error, "why", str(error))) from error
+
+
+def meshes_for(topology: Topology, mesh: Mapping[str, int] | None, axes: Sequence[str]) -> tuple[LogicalMesh, ...]:
+    """The meshes to search: the pinned one, or candidates that have the axes that pins name."""
+    if mesh is not None:
+        try:
+            return (logical_mesh(topology, mesh),)
+        except MeshError as error:
+            raise MeshSizeError.of(mesh, topology.name, topology.num_devices) from error
+    most = max([2, *(AXIS_NAMES.index(a) + 1 for a in axes if a in AXIS_NAMES)])
+    candidates = candidate_meshes(topology, max_axes=most)
+    return tuple(m for m in candidates if set(axes) <= set(m.axis_names)) or candidates[-1:]
+
+
+def make_plan(
+    traced: Traced,
+    topology: Topology,
+    mesh: Mapping[str, int] | None = None,
+    memory_bytes: float | None = None,
+    pins: Mapping[str, Any] | None = None,
+    strict: bool = False,
+    time_limit_s: float = 60.0,
+) -> Plan:
+    """Search and report. Raises the errors of bad pins, meshes, memory and (strict) unknown operations."""
+    start = time.monotonic()
+    graph = drop_dead(traced.graph)
+    pinned = read_pins(pins or {}, graph)
+    meshes = meshes_for(topology, mesh, pin_axes(pinned))
+    legal = [m for m in meshes if _legal(pinned, graph, m)]
+    if not legal:
+        check_pins(pinned, graph, meshes[0].sizes)
+    limit = int(memory_bytes if memory_bytes is not None else topology.chip.memory_bytes)
+    fixed = {v: s for v, (_, s) in pinned.items()}
+    try:
+        best, found = search_layout(graph, legal, limit, fixed, time_limit_s)
+    except MemoryError_ as error:
+        raise _does_not_fit(error, graph) from error
+    except PinError as error:
+        raise _bad_pin(error) from error
+    unknown = _unknown(best)
+    if strict and unknown:
+        raise UnknownPrimitiveError.of(unknown)
+    return _report(traced, graph, topology, best, found, limit, pinned, unknown, time.monotonic() - start)
+
+
+def _legal(pinned: Mapping[int, tuple[str, Sharding]], graph: Graph, mesh: LogicalMesh) -> bool:
+    try:
+        check_pins(pinned, graph, mesh.sizes)
+    except ValueError:
+        return False
+    return True
+
+
+def _bad_pin(error: PinError) -> ValueError:
+    """The array's dimension divides, but something that must be cut with it does not."""
+    sizes = error.mesh.sizes
+    for dim, axes in enumerate(error.sharding.dims):
+        if axes:
+            return NotDivisibleError.of(error.path, dim, error.shape[dim], {a: sizes[a] for a in axes})
+    return error
+
+
+def _does_not_fit(error: MemoryError_, graph: Graph) -> DoesNotFitError:
+    dominated = [(path, size) for path, size in error.least.by_argument[:4]]
+    dominated += [(kind, size) for kind, size in error.least.by_kind if kind != "arguments"]
+    kinds = dict(error.least.by_kind)
+    relaxations = [(f"memory_bytes={error.needed_bytes}", error.needed_bytes)]
+    if graph.carried and not graph.donated and kinds.get("results"):
+        relaxations.insert(0, ("donate the state: donate_argnums=(0,)", error.needed_bytes - kinds["results"]))
+    if kinds.get("activations", 0) > error.needed_bytes // 4:
+        relaxations.append(("half the batch", error.needed_bytes - kinds["activations"] // 2))
+        relaxations.append(("jax.checkpoint around each layer keeps fewer activations", error.needed_bytes - kinds["activations"] // 2))
+    return DoesNotFitError.of(error.needed_bytes, error.limit_bytes, sorted(dominated, key=lambda r: -r[1]), relaxations)
+
+
+def _unknown(found: Found) -> tuple[tuple[str, int, str], ...]:
+    counts: Counter[str] = Counter()
+    where: dict[str, str] = {}
+    for v in found.priced.program.grouping.unknown:
+        counts[v.op.primitive] += 1
+        where.setdefault(v.op.primitive, str(v.op.source or ""))
+    return tuple((p, n, where[p]) for p, n in counts.most_common())
+
+
+def _report(
+    traced: Traced, graph: Graph, topology: Topology, best: Found, found: Sequence[Found], limit: int,
+    pinned: Mapping[int, tuple[str, Sharding]], unknown: tuple[tuple[str, int, str], ...], search_s: float,
+) -> Plan:  # fmt: skip
+    layout, timeline = best.realized.layout, best.timeline
+    inputs = tuple(
+        Array(path, graph.values[v].shape, graph.values[v].dtype, layout.values.get(v))
+        for path, v in zip(graph.input_paths, graph.inputs, strict=True)
+    )
+    outputs = []
+    for i, (path, o) in enumerate(zip(graph.output_paths, graph.outputs, strict=True)):
+        value = graph.value_of(o)
+        source = graph.inputs[graph.carried[i]] if i in graph.carried else o
+        outputs.append(Array(path, value.shape, value.dtype, None if isinstance(source, Literal) else layout.values.get(source)))
+    used = best.footprint
+    return Plan(
+        function=traced.name,
+        graph_hash=graph_hash(graph),
+        topology=topology.name,
+        mesh=best.mesh,
+        layout=layout,
+        inputs=inputs,
+        outputs=tuple(outputs),
+        donated=tuple(sorted(graph.donated)),
+        primitives=dict(Counter(v.op.primitive for v in walk(graph))),
+        cost=Cost(
+            timeline.step_s, timeline.compute_s, timeline.exposed_communication_s, timeline.hidden_communication_s, used.peak_bytes
+        ),
+        objective_s=best.cost_s,
+        bound=best.bound_s,
+        gap=best.gap,
+        status=best.status,
+        search_s=search_s,
+        memory=Memory(limit, used.by_kind, used.by_argument),
+        collectives=collectives_of(best, graph),
+        choices=choices_of(best, graph, pinned),
+        tried=tuple(Tried(f.mesh.sizes, f.cost_s, f.status, f.search_s) for f in found),
+        unknown=unknown,
+        pins={pattern: str(s) for pattern, s in pinned.values()},
+        versions=versions(),
+        traced=traced,
+        graph=graph,
+        live=best,
+    )
+
+
+def versions() -> dict[str, str]:
+    out = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for package in ("parallelizer", "jax", "jaxlib"):
+        try:
+            out[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            out[package] = "source"
+    return out
+
+
+def collectives_of(found: Found, graph: Graph) -> tuple[Collective, ...]:
+    """Planned collectives, largest total first; equal ones (same operation, kind, axes, size) together."""
+    ops = {v.op.id: v.op for v in found.priced.program.grouping.visits}
+    names = _names(graph, found)
+    merged: dict[tuple[Any, ...], Collective] = {}
+    for c in found.realized.collectives:
+        op = ops.get(c.op)
+        source = str(op.source) if op is not None and op.source is not None else ""
+        new = Collective(c.kind, c.axes, c.size_bytes, c.count, source, names.get(c.value, ""), c.why, c.op)
+        key = (c.kind, c.axes, c.size_bytes, c.op, c.value, c.why)
+        merged[key] = replace(new, count=new.count + merged[key].count) if key in merged else new
+    return tuple(sorted(merged.values(), key=lambda c: -c.total_bytes))
+
+
+def _names(graph: Graph, found: Found) -> dict[int, str]:
+    """What to call a value: the argument's path, of which it may be a slice or a copy, or what made it and where."""
+    out: dict[int, str] = dict(zip(graph.inputs, graph.input_paths, strict=True))
+    for v in found.priced.program.grouping.visits:
+        line = f" at {v.op.source.file.rsplit('/', 1)[-1]}:{v.op.source.line}" if v.op.source else ""
+        for r in v.op.outputs:
+            out[r] = f"{v.op.primitive}{line}"
+    for group in found.priced.program.grouping.groups.values():
+        if group.kind == "input" and group.root in graph.inputs:
+            path = graph.input_paths[graph.inputs.index(group.root)]
+            for m in group.members:
+                if m not in graph.inputs and m not in graph.outputs:
+                    out[m] = path
+    return out
+
+
+def choices_of(found: Found, graph: Graph, pinned: Mapping[int, tuple[str, Sharding]]) -> tuple[Choice, ...]:
+    """One entry per decision group, inputs first."""
+    adjacent = adjacency(found.priced)
+    names = _names(graph, found)
+    paths = dict(zip(graph.inputs, graph.input_paths, strict=True))
+    grouping = found.priced.program.grouping
+    out = []
+    for g in sorted(grouping.groups, key=lambda g: (grouping.groups[g].kind != "input", g)):
+        group = grouping.groups[g]
+        if group.root not in found.realized.layout.values:
+            continue
+        inputs = tuple(paths[m] for m in group.members if m in paths)
+        why = reason(found.priced, found.choice, group.root, any(m in pinned for m in group.members), adjacent)
+        out.append(
+            Choice(
+                inputs or (names.get(group.root, group.kind),),
+                graph.values[group.root].shape,
+                found.realized.layout.values[group.root],
+                why.kind,
+                why.runner_up.sharding if why.runner_up else None,
+                why.runner_up.extra_s if why.runner_up else 0.0,
+            )
+        )
+    return tuple(out)
