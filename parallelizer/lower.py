@@ -82,7 +82,7 @@ class _Scope:
     pinned: set[int] = field(default_factory=set)
     copies: dict[int, Any] = field(default_factory=dict)
     served: dict[int, Any] = field(default_factory=dict)
-    moved: set[tuple[int, bool, Step]] = field(default_factory=set)
+    moved: dict[tuple[int, bool, Step], tuple[int, Any]] = field(default_factory=dict)
 
     def read(self, operand: Operand) -> Any:
         return operand.value if isinstance(operand, Literal) else self.values[operand]
@@ -311,13 +311,16 @@ class _Lowering:
         self, v: int, x: Any, source: Sharding, target: Sharding, steps: tuple[Step, ...], scope: _Scope, copied: bool
     ) -> Any:
         """One reshard. If the same first step was already taken from this value the plan wants it twice (it did not
-        share), and a barrier keeps the compiler from merging the two and holding the copy."""
-        if steps:
+        share), and a barrier keeps the compiler from merging the two and holding the copy. Each further one takes the
+        barrier's result of the one before: barriers with equal operands would be merged."""
+        repeat = 0
+        if steps and steps[0].kind != "slice":
             key = (v, copied, steps[0])
-            if key in scope.moved and steps[0].kind != "slice":
+            if key in scope.moved:
+                repeat, x = scope.moved[key]
                 x = lax.optimization_barrier(x)
-            scope.moved.add(key)
-        return reshard(x, source, target, steps, self.mesh)
+            scope.moved[key] = (repeat + 1, x)
+        return reshard(x, source, target, steps, self.mesh, repeat)
 
     def scan(self, op: Op, outer: _Scope) -> None:
         """A loop. What enters is brought to the form that the body's inputs have; carries leave as they came."""

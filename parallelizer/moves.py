@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import jax
@@ -108,10 +109,12 @@ def gather_and_slice(
     return tuple(steps)
 
 
-def reshard(x: Any, source: Sharding, target: Sharding, steps: Sequence[Step], mesh: Mesh) -> Any:
+def reshard(x: Any, source: Sharding, target: Sharding, steps: Sequence[Step], mesh: Mesh, repeat: int = 0) -> Any:
     """Bring `x` from `source` to `target`: finish or start partial sums, then take the steps, all in one local program.
 
-    `steps` lead from the dimensions of `source` to those of `target`. ValueError for steps that do not.
+    `steps` lead from the dimensions of `source` to those of `target`. ValueError for steps that do not. `repeat` counts
+    equal moves of the same value that must not be merged with this one: the blocks travel in another shape, because
+    XLA for CPU forgets barriers before it looks for common subexpressions (those for TPU and GPU keep them).
     """
     reached = steps[-1].to.dims if steps else source.dims
     if reached != target.dims:
@@ -127,8 +130,11 @@ def reshard(x: Any, source: Sharding, target: Sharding, steps: Sequence[Step], m
         if finish:
             block = lax.psum(block, finish)
         now = Sharding(source.dims)
-        for step in steps:
-            block = local_step(step, now, block, mesh)
+        for i, step in enumerate(steps):
+            ones = repeat if i == 0 else 0
+            shaped = block.reshape((1,) * ones + block.shape)
+            block = local_step(_deeper(step, ones), _deeper_form(now, ones), shaped, mesh)
+            block = block.reshape(block.shape[ones:])
             now = Sharding(step.to.dims)
         if start:
             block = only_first(block, start)
@@ -179,7 +185,7 @@ def local_step(step: Step, before: Sharding, block: Any, mesh: Mesh) -> Any:
         _expect(step.to.dims[step.to_dim] == (*before.dims[step.to_dim], *axes), step, before)
         size = block.shape[step.to_dim] // math.prod(mesh.shape[a] for a in axes)
         start = lax.mul(axis_index(axes, mesh), np.int32(size))
-        starts = [np.int32(0)] * block.ndim
+        starts: list[Any] = [np.int32(0)] * block.ndim
         starts[step.to_dim] = start
         sizes = [size if d == step.to_dim else n for d, n in enumerate(block.shape)]
         return lax.dynamic_slice(block, starts, sizes, allow_negative_indices=False)
@@ -192,6 +198,17 @@ def local_step(step: Step, before: Sharding, block: Any, mesh: Mesh) -> Any:
         dim = step.to_dim if step.to_dim >= 0 else step.dim
         return lax.psum_scatter(block, axes, scatter_dimension=dim, tiled=True)
     raise ValueError(f"unknown step {step.kind!r}")
+
+
+def _deeper_form(sharding: Sharding, ones: int) -> Sharding:
+    return Sharding((*((),) * ones, *sharding.dims), sharding.partial)
+
+
+def _deeper(step: Step, ones: int) -> Step:
+    """The step on an array with `ones` more dimensions of size 1 in front."""
+    dim = step.dim + ones if step.dim >= 0 else step.dim
+    to_dim = step.to_dim + ones if step.to_dim >= 0 else step.to_dim
+    return replace(step, dim=dim, to_dim=to_dim, to=_deeper_form(step.to, ones))
 
 
 def _expect(condition: bool, step: Step, before: Sharding) -> None:

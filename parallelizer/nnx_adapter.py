@@ -88,7 +88,6 @@ class NnxAdapter:
             jax.tree.flatten(a, is_leaf=lambda x: isinstance(x, kinds)) if _may_hold(a, kinds) else None
             for a in arguments
         ]
-        names = [*positional_names(self.fn, len(args)), *kwargs]
         places = [
             [k for k, leaf in enumerate(part[0]) if isinstance(leaf, kinds)] if part is not None else []
             for part in parts
