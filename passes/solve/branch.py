@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 
-from .dual import Dual, ascend, forced_costs, new_dual
+from .dual import Dual, ascend, forced_costs
 from .flat import Flat
 
 
@@ -27,15 +28,6 @@ class Branch:
     price: np.ndarray
     message: np.ndarray
     bound: float
-
-
-@dataclass(slots=True)
-class BranchResult:
-    """`bound` (scaled): no choice below it was missed. `closed`: nothing is open below the ceiling."""
-
-    bound: float
-    closed: bool
-    branches: int
 
 
 @njit(cache=True, nogil=True)
@@ -111,37 +103,53 @@ def _spread(f: Flat, cost: np.ndarray, price: np.ndarray, share: np.ndarray, out
             out[u] += share[a + i] * abs(value[i] - mean)
 
 
-def branch_and_bound(
-    f: Flat,
-    ceiling: Callable[[], float],
-    found: Callable[[np.ndarray], None],
-    deadline: float,
-    root: Dual | None = None,
-    rounds: int = 120,
-    most: int = 10**9,
-    progress: Callable[[float], None] = lambda bound: None,
-) -> BranchResult:
-    """Search everything of scaled cost up to `ceiling()`, which may fall meanwhile; `found` gets every feasible choice.
+@dataclass(slots=True)
+class Tree:
+    """A search that can be continued: open branches by bound, and the number expanded so far."""
 
-    Stops at `deadline` (monotonic seconds) or after `most` branches; then `bound` is the lowest open branch's.
-    """
-    dual = root if root is not None else new_dual(f)
-    order = itertools.count()
-    start = Branch(np.isfinite(f.cost), dual.price, dual.message, dual.bound)
-    heap: list[tuple[float, int, Branch]] = [(start.bound, next(order), start)]
-    done = 0
-    while heap:
-        bound, _, branch = heap[0]
-        if bound > ceiling():
-            break
-        if time.monotonic() > deadline or done >= most:
-            return BranchResult(bound, False, done)
-        heapq.heappop(heap)
-        done += 1
-        progress(bound)
-        for child in _expand(f, branch, ceiling, found, rounds):
-            heapq.heappush(heap, (child.bound, next(order), child))
-    return BranchResult(ceiling() + 1, True, done)
+    f: Flat
+    heap: list[tuple[float, int, Branch]]
+    order: itertools.count[int]
+    expanded: int = 0
+
+    @classmethod
+    def at(cls, f: Flat, root: Dual) -> Tree:
+        order = itertools.count()
+        start = Branch(np.isfinite(f.cost), root.price.copy(), root.message.copy(), root.bound)
+        return cls(f, [(start.bound, next(order), start)], order)
+
+    @property
+    def bound(self) -> float:
+        """No choice of lower scaled cost was missed, apart from those at the ceilings given; infinite when all is searched."""
+        return self.heap[0][0] if self.heap else math.inf
+
+    def advance(
+        self,
+        ceiling: Callable[[], float],
+        found: Callable[[np.ndarray], None],
+        deadline: float,
+        most: int,
+        rounds: int = 120,
+    ) -> bool:
+        """Expand up to `most` branches until `deadline` (monotonic seconds). True: nothing is open up to `ceiling()`.
+
+        The ceiling is the largest scaled cost of interest and may fall meanwhile; `found` gets feasible choices [n].
+        """
+        for _ in range(most):
+            if self.bound > ceiling():
+                return True
+            if time.monotonic() > deadline:
+                return False
+            _, _, branch = heapq.heappop(self.heap)
+            self.expanded += 1
+            try:
+                children = _expand(self.f, branch, ceiling, found, rounds)
+            except KeyboardInterrupt:
+                heapq.heappush(self.heap, (branch.bound, next(self.order), branch))
+                raise
+            for child in children:
+                heapq.heappush(self.heap, (max(branch.bound, child.bound), next(self.order), child))
+        return self.bound > ceiling()
 
 
 def _expand(

@@ -10,13 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from .core import Infeasible
+from .engine import Best, run
 from .exact import solve_milp
-from .presolve import Presolved, presolve
+from .presolve import presolve
 from .problem import MemoryItem, Problem, evaluate
-
-# A proof in floating point is good to this share of the costs; integer problems are proved to the unit.
-FLOAT_GAP = 1e-9
-
 
 @dataclass(frozen=True, slots=True)
 class Incumbent:
@@ -57,6 +54,7 @@ def solve(
 ) -> Solution:
     """Choose a strategy per node at least cost within the memory limit."""
     start = time.monotonic()
+    deadline = start + time_limit_s
     trace: list[Incumbent] = []
 
     def report(cost: float | None, bound: float, stage: str) -> None:
@@ -64,44 +62,21 @@ def solve(
         if callback is not None:
             callback(trace[-1])
 
+    best = Best(problem, report)
+    proved = False
     try:
-        reduced = presolve(problem)
+        if warm_start is not None:
+            best.offer(np.asarray(warm_start, dtype=np.int64), "warm start")
+        proved = run(problem, presolve(problem), best, deadline, seed, workers, warm_start)
     except Infeasible:
-        return _infeasible(problem, start + time_limit_s, seed, trace)
-    warm = None if warm_start is None else reduced.project(warm_start)
-    remaining = start + time_limit_s - time.monotonic()
-    if not reduced.core.costs:
-        return _finish(problem, reduced, np.zeros(0, dtype=np.int64), reduced.core.constant, True, report, trace)
-    result = solve_milp(reduced.core, remaining, seed, warm)
-    if result.infeasible:
-        return _infeasible(problem, start + time_limit_s, seed, trace)
-    bound = result.bound + reduced.core.constant
-    return _finish(problem, reduced, result.choice, bound, result.optimal, report, trace)
-
-
-def _finish(
-    problem: Problem,
-    reduced: Presolved,
-    choice: np.ndarray | None,
-    bound: float,
-    optimal: bool,
-    report: Callable[[float | None, float, str], None],
-    trace: list[Incumbent],
-) -> Solution:
-    if choice is None:
-        report(None, bound, "exact")
-        return Solution(None, math.inf, bound, math.inf, "unknown", tuple(trace))
-    full = tuple(int(s) for s in reduced.restore(choice))
-    found = evaluate(problem, full)
-    if not found.feasible:
-        return Solution(None, math.inf, bound, math.inf, "unknown", tuple(trace))
-    slack = FLOAT_GAP * abs(found.cost) if not reduced.core.integral else 0.5
-    if optimal and bound >= found.cost - slack:
-        bound = found.cost
-    bound = min(bound, found.cost)
-    gap = 0.0 if bound == found.cost else (found.cost - bound) / max(abs(found.cost), 1e-300)
-    report(found.cost, bound, "exact")
-    return Solution(full, found.cost, bound, gap, "optimal" if gap == 0 else "feasible", tuple(trace))
+        return _infeasible(problem, deadline, seed, trace)
+    except KeyboardInterrupt:
+        report(None if best.choice is None else best.cost, best.bound, "interrupted")
+    if best.choice is None:
+        return Solution(None, math.inf, best.bound, math.inf, "unknown", tuple(trace))
+    gap = 0.0 if best.bound >= best.cost else (best.cost - best.bound) / max(abs(best.cost), 1e-300)
+    status = "optimal" if proved or gap == 0 else "feasible"
+    return Solution(best.choice, best.cost, min(best.bound, best.cost), gap, status, tuple(trace))
 
 
 def _infeasible(problem: Problem, deadline: float, seed: int, trace: list[Incumbent]) -> Solution:

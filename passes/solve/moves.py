@@ -333,8 +333,8 @@ def improve(f: Flat, choice: np.ndarray, usage: np.ndarray, price: np.ndarray, s
     moved = np.zeros(rows)
     for move in range(moves):
         kind = _random(state)
-        span = np.log(largest / 4.0 + 1.0)
-        wanted = int(4.0 * np.exp(_random(state) * span))
+        span = np.log(largest + 1.0)
+        wanted = max(1, int(np.exp(_random(state) * span)))
         local = kind < 0.7
         count = _candidates(f, state, min(nodes, wanted), local, stamp, move + 1, picked)
         size = _forest(f, picked, count, parent, inside, forest)
@@ -348,6 +348,7 @@ def improve(f: Flat, choice: np.ndarray, usage: np.ndarray, price: np.ndarray, s
             else:
                 local_price[t] = 0.0
         factor = 1.1 + 0.9 * _random(state)
+        raised = 0
         for _ in range(tries):
             for t in range(rows):
                 total[t + 1] = total[t] + local_price[t]
@@ -366,14 +367,20 @@ def improve(f: Flat, choice: np.ndarray, usage: np.ndarray, price: np.ndarray, s
                     usage[:] = moved
                     for i in range(size):
                         choice[order[i]] = new[order[i]]
-                    if over == 0:
-                        break
-                    continue
-                if over == 0:
-                    break
             if over == 0:
+                # It fits: cheaper memory may give a cheaper choice that still fits.
+                if raised > 0:
+                    factor = 1.0 + 0.5 * (factor - 1.0)
+                raised = -1
+                for t in range(rows):
+                    local_price[t] /= factor
+            else:
+                if raised < 0:
+                    factor = 1.0 + 0.5 * (factor - 1.0)
+                raised = 1
+                _raise_prices(f, moved, local_price, factor, unit)
+            if factor < 1.01:
                 break
-            _raise_prices(f, moved, local_price, factor, unit)
         for i in range(size):
             new[order[i]] = choice[order[i]]
             inside[order[i]] = False

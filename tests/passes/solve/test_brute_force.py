@@ -67,10 +67,10 @@ def brute_force(problem: Problem) -> tuple[float, float]:
 
 @pytest.mark.parametrize("block", range(20))
 def test_agrees_with_brute_force(block: int) -> None:
-    for seed in range(block * 20, block * 20 + 20):
+    for seed in range(block * 100, block * 100 + 100):
         problem = random_problem(seed)
         best, over = brute_force(problem)
-        found = solve(problem, time_limit_s=20)
+        found = solve(problem, time_limit_s=120)
         if best == math.inf:
             assert found.status == "infeasible", seed
             assert found.choice is None

@@ -1,0 +1,270 @@
+"""The order of work on one problem: bound, search, cut what the bound forbids, branch, and again on what is left."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .branch import Tree
+from .core import Core, Infeasible
+from .dual import Dual, ascend, cut, first_price, forced_costs, new_dual
+from .exact import milp_entries, solve_milp
+from .flat import Flat, flatten
+from .messages import cost_of, usage_of
+from .presolve import Presolved
+from .problem import Problem, evaluate
+from .search import Walker, new_walker, walk
+
+# A proof in floating point is good to this share of the cost; integer problems are proved to the unit.
+FLOAT_GAP = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """What to spend by size: `strategies` is the largest core the line is for."""
+
+    strategies: int
+    rounds: int  # of the first ascent
+    moves: int  # of the first burst of search; bursts double
+    branches: int  # between bursts; 0 where a branch costs more than it tells
+    cut_share: float  # forbidden strategies that are worth presolving again
+
+
+EFFORTS = (
+    Effort(200, 150, 50, 50, 0.02),
+    Effort(6_000, 300, 300, 20, 0.05),
+    Effort(20_000, 400, 1_000, 2, 0.15),
+    Effort(2**62, 300, 1_000, 0, 0.25),
+)
+
+
+@dataclass(slots=True)
+class Best:
+    """The best choice so far in original numbers, checked by `evaluate`, and the bound."""
+
+    problem: Problem
+    report: Callable[[float | None, float, str], None]
+    choice: tuple[int, ...] | None = None
+    cost: float = math.inf
+    bound: float = -math.inf
+
+    def offer(self, choice: np.ndarray, stage: str) -> bool:
+        """Take `choice` [all nodes] if it is feasible and better."""
+        full = tuple(int(s) for s in choice)
+        found = evaluate(self.problem, full)
+        if not found.feasible or found.cost >= self.cost:
+            return False
+        self.choice, self.cost = full, found.cost
+        self.report(self.cost, self.bound, stage)
+        return True
+
+    def raise_bound(self, bound: float, stage: str) -> None:
+        if bound > self.bound:
+            news = bound - self.bound > 1e-4 * abs(bound)
+            self.bound = bound
+            if news:
+                self.report(None if self.choice is None else self.cost, min(bound, self.cost), stage)
+
+
+@dataclass(slots=True)
+class Engine:
+    """Works on `reduced` until proof or `deadline` (monotonic seconds); the outcome is in `best` and `proved`."""
+
+    best: Best
+    deadline: float
+    seed: int
+    workers: int
+    chain: list[Presolved] = field(default_factory=list)
+    proved: bool = False
+
+    def run(self, reduced: Presolved, start: np.ndarray | None) -> None:
+        """Raises `Infeasible` when it is certain that nothing feasible exists. `start`: a core choice to begin from."""
+        self.chain.append(reduced)
+        price: np.ndarray | None = None
+        try:
+            while True:
+                core = self.chain[-1].core
+                if not core.costs:
+                    self._offer(core, np.zeros(0, dtype=np.int64), "presolve")
+                    raise Infeasible
+                level = _Level(self, core, flatten(core), start, price)
+                smaller = level.work()
+                if smaller is None:
+                    return
+                price = _carried(core, smaller.core, level.dual.price / level.f.scale)
+                start = None if level.walkers is None else smaller.project(level.walkers[0].choice)
+                self.chain.append(smaller)
+        except Infeasible:
+            # Cuts leave only what is better than the best: nothing left is the proof.
+            if self.best.choice is None:
+                raise
+            self.proved = True
+            self.best.bound = self.best.cost - self._tolerance(reduced.core)
+
+    def _tolerance(self, core: Core) -> float:
+        return 0.0 if core.integral else FLOAT_GAP * abs(self.best.cost)
+
+    def ceiling(self, core: Core, f: Flat) -> float:
+        """The largest scaled cost that would still be an improvement."""
+        step = 1.0 if core.integral else FLOAT_GAP * abs(self.best.cost)
+        return math.inf if self.best.choice is None else (self.best.cost - step - core.constant) * f.scale
+
+    def _offer(self, core: Core, choice: np.ndarray, stage: str) -> bool:
+        for step in reversed(self.chain):
+            choice = step.restore(choice)
+        return self.best.offer(choice, stage)
+
+    @property
+    def late(self) -> bool:
+        return time.monotonic() >= self.deadline
+
+
+def _carried(old: Core, new: Core, price: np.ndarray) -> np.ndarray:
+    """Prices for the rows that are left: a row that went hands its price to the nearest."""
+    result = np.zeros(new.room.size)
+    if result.size:
+        for t in np.flatnonzero(price):
+            at = min(int(np.searchsorted(new.row_ids, old.row_ids[t])), result.size - 1)
+            result[at] += price[t]
+    return result
+
+
+@dataclass(slots=True)
+class _Level:
+    """The work on one core: until proof, deadline, or a cut that makes a smaller core worth it."""
+
+    engine: Engine
+    core: Core
+    f: Flat
+    start: np.ndarray | None
+    price: np.ndarray | None
+    dual: Dual = field(init=False)
+    walkers: list[Walker] | None = None
+    tree: Tree | None = None
+    exact_tried: bool = False
+
+    def __post_init__(self) -> None:
+        self.dual = new_dual(self.f, None if self.price is None else self.price * self.f.scale)
+
+    def work(self) -> Presolved | None:
+        engine, f = self.engine, self.f
+        effort = next(e for e in EFFORTS if f.cost.size <= e.strategies)
+        self._ascend(effort.rounds, 1.0)
+        self._start_walkers()
+        moves, branches = effort.moves, effort.branches
+        while not engine.late:
+            self._search(moves)
+            smaller = self._cut(effort)
+            if smaller is not None:
+                return smaller
+            if engine.late:
+                break
+            if branches and self._branch(branches):
+                raise Infeasible
+            if branches and self.tree is not None and self.tree.expanded > 300 and not self.exact_tried:
+                self._exact()
+            self._ascend(effort.rounds // 2, 0.2)
+            moves, branches = moves * 2, branches * 2
+        return None
+
+    def _ceiling(self) -> float:
+        return self.engine.ceiling(self.core, self.f)
+
+    def _bound(self, scaled: float, stage: str) -> None:
+        """Take a bound on what is left of this core; what cuts removed costs at least the best."""
+        if scaled > -math.inf:
+            value = self.core.constant + scaled / self.f.scale
+            if self.core.integral:
+                value = math.ceil(value - 1e-6)
+            cost = self.engine.best.cost
+            tolerance = 0.0 if self.core.integral or cost == math.inf else FLOAT_GAP * abs(cost)
+            self.engine.best.raise_bound(min(value, cost - tolerance), stage)
+
+    def _ascend(self, rounds: int, first_step: float) -> None:
+        while rounds > 0 and not self.engine.late:
+            begin = time.monotonic()
+            made = ascend(self.f, self.dual, min(rounds, 50), self._ceiling(), 40, first_step)
+            rounds -= made
+            if made < 50 or self.dual.bound > self._ceiling():
+                break
+            first_step = min(first_step, 0.5)
+            if (time.monotonic() - begin) * 8 > self.engine.deadline - begin:
+                break
+        if self.dual.over == 0:
+            self._take(self.dual.choice, "dual")
+        self._bound(self.dual.bound, "dual")
+        if self.dual.bound > self._ceiling():
+            raise Infeasible
+
+    def _take(self, choice: np.ndarray, stage: str) -> None:
+        """Offer a feasible core choice if it can be better; float costs are compared exactly in `offer`."""
+        if cost_of(self.f, choice) <= self._ceiling():
+            self.engine._offer(self.core, choice, stage)
+
+    def _start_walkers(self) -> None:
+        begin = self.dual.choice
+        unit = first_price(self.f)
+        if self.start is not None:
+            usage = np.zeros(self.f.room.size)
+            usage_of(self.f, self.start, usage)
+            over = float(np.maximum(usage - self.f.room, 0.0).sum())
+            if (over, cost_of(self.f, self.start)) < (self.dual.over, self.dual.cost):
+                begin = self.start
+        self.walkers = [
+            new_walker(self.f, begin, self.dual.price, unit, self.engine.seed * 1000 + len(self.engine.chain) * 10 + i)
+            for i in range(self.engine.workers)
+        ]
+
+    def _search(self, moves: int) -> None:
+        assert self.walkers is not None
+        block = 100
+        while moves > 0 and not self.engine.late:
+            walk(self.f, self.walkers, min(block, moves), self.engine.deadline)
+            moves -= block
+            best = min(self.walkers, key=lambda w: w.key)
+            if best.status[1] == 0:
+                self._take(best.choice, "search")
+
+    def _cut(self, effort: Effort) -> Presolved | None:
+        bound, forced = forced_costs(self.f, self.dual)
+        self._bound(bound, "dual")
+        ceiling = self._ceiling()
+        if bound > ceiling:
+            raise Infeasible
+        if np.count_nonzero(forced > ceiling) < effort.cut_share * forced.size:
+            return None
+        return cut(self.core, self.f, forced, ceiling)
+
+    def _branch(self, branches: int) -> bool:
+        if self.tree is None:
+            self.tree = Tree.at(self.f, self.dual)
+
+        def found(choice: np.ndarray) -> None:
+            self._take(choice, "branch")
+
+        closed = self.tree.advance(self._ceiling, found, self.engine.deadline, branches)
+        if not closed:
+            self._bound(self.tree.bound, "branch")
+        return closed
+
+    def _exact(self) -> None:
+        """Let HiGHS look for a better choice; its bound is not taken, for it is not certified."""
+        self.exact_tried = True
+        if milp_entries(self.core) <= 100_000:
+            left = self.engine.deadline - time.monotonic()
+            start = None if self.walkers is None else self.walkers[0].choice
+            result = solve_milp(self.core, left * 0.3, self.engine.seed % 2**31, start)
+            if result.choice is not None:
+                self.engine._offer(self.core, result.choice, "exact")
+
+
+def run(problem: Problem, reduced: Presolved, best: Best, deadline: float, seed: int, workers: int, warm: Sequence[int] | None) -> bool:
+    """Work on the presolved problem; True if `best` is proved optimal. Raises `Infeasible` if that is proved."""
+    engine = Engine(best, deadline, seed, max(1, workers))
+    start = None if warm is None else reduced.project(warm)
+    engine.run(reduced, start)
+    return engine.proved
