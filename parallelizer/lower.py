@@ -11,17 +11,17 @@ that a compiled collective leads back to its operation.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import jax
 from jax import lax
 from jax.sharding import Mesh
 
 from parallelizer import compat
 from parallelizer.islands import Local, before_reductions, finish, run_local
+from parallelizer.loops import Scope, run_scan
 from parallelizer.moves import Planner, gather_and_slice, island, pin, reshard
-from passes.ir.graph import Graph, Literal, Op, Operand, Region
+from passes.ir.graph import Graph, Literal, Op, Operand
 from passes.ir.sharding import Layout, OpDecision, Sharding, Step, Use
 
 
@@ -68,26 +68,6 @@ def _use(decision: OpDecision, i: int) -> Use | None:
     return decision.uses[i] if i < len(decision.uses) else None
 
 
-@dataclass(slots=True)
-class _Scope:
-    """The values of the program or of one iteration of a loop, and what is known about each.
-
-    `forms[v]` is how value v is cut, where the layout says so; `pinned` those that a constraint or a local program has
-    put there. `copies` are the shared copies made so far, `served` the moved copies by number. `moved` remembers first
-    steps already taken from a value, since the compiler would merge equal ones.
-    """
-
-    values: dict[int, Any]
-    forms: dict[int, Sharding] = field(default_factory=dict)
-    pinned: set[int] = field(default_factory=set)
-    copies: dict[int, Any] = field(default_factory=dict)
-    served: dict[int, Any] = field(default_factory=dict)
-    moved: dict[tuple[int, bool, Step], tuple[int, Any]] = field(default_factory=dict)
-
-    def read(self, operand: Operand) -> Any:
-        return operand.value if isinstance(operand, Literal) else self.values[operand]
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class _Lowering:
     graph: Graph
@@ -98,13 +78,13 @@ class _Lowering:
 
     def program(self, inputs: Sequence[Any]) -> list[Any]:
         graph = self.graph
-        scope = _Scope({**graph.constants, **dict(zip(graph.inputs, inputs, strict=True))})
+        scope = Scope({**graph.constants, **dict(zip(graph.inputs, inputs, strict=True))})
         for v in (*graph.inputs, *graph.constants):
             self.enter(scope, v)
         self.ops(graph.ops, scope)
         return [self.output(i, o, scope) for i, o in enumerate(graph.outputs)]
 
-    def output(self, i: int, operand: Operand, scope: _Scope) -> Any:
+    def output(self, i: int, operand: Operand, scope: Scope) -> Any:
         """An output in the sharding that it leaves with, unfinished sums finished."""
         if self.layout is None or isinstance(operand, Literal) or operand not in scope.forms:
             return scope.read(operand)
@@ -114,7 +94,7 @@ class _Lowering:
         with compat.names(None, f"pzout{i}"):
             return self.fetch(operand, target, scope)
 
-    def enter(self, scope: _Scope, v: int, form: Sharding | None = None) -> None:
+    def enter(self, scope: Scope, v: int, form: Sharding | None = None) -> None:
         """A value that comes from outside (input, slice, carry) with its form, or the one that the layout gives it."""
         if self.layout is None:
             return
@@ -123,24 +103,24 @@ class _Lowering:
             scope.forms[v] = form
             self.hold(scope, v)
 
-    def hold(self, scope: _Scope, v: int) -> None:
+    def hold(self, scope: Scope, v: int) -> None:
         """Pin a value to its known form, once."""
         if v not in scope.pinned:
             scope.values[v] = pin(scope.values[v], scope.forms[v], self.mesh)
             scope.pinned.add(v)
 
-    def form(self, v: int, scope: _Scope) -> Sharding | None:
+    def form(self, v: int, scope: Scope) -> Sharding | None:
         """How a value is cut: as it was put, or else as the layout says that it is."""
         known = scope.forms.get(v)
         if known is None and self.layout is not None and compat.is_plain_dtype(scope.values[v]):
             known = self.layout.values.get(v)
         return known
 
-    def ops(self, ops: Sequence[Op], scope: _Scope) -> None:
+    def ops(self, ops: Sequence[Op], scope: Scope) -> None:
         for op in ops:
             decision = self.layout.ops.get(op.id) if self.layout else None
             if op.primitive == "scan":
-                self.scan(op, scope)
+                run_scan(self, op, scope)
             elif decision is None:
                 args = [self.whole(o, scope, op) for o in op.inputs]
                 scope.values.update(zip(op.outputs, compat.bind(op.binding, args, f"pz{op.id}"), strict=True))
@@ -149,7 +129,7 @@ class _Lowering:
             else:
                 self.automatic(op, decision, scope)
 
-    def whole(self, operand: Operand, scope: _Scope, op: Op) -> Any:
+    def whole(self, operand: Operand, scope: Scope, op: Op) -> Any:
         """An operand for an operation that the compiler partitions: any cut will do, but no unfinished sum."""
         if isinstance(operand, Literal):
             return operand.value
@@ -159,7 +139,7 @@ class _Lowering:
         with compat.names(op.binding, f"pz{op.id}"):
             return self.fetch(operand, Sharding(form.dims), scope)
 
-    def automatic(self, op: Op, decision: OpDecision, scope: _Scope) -> None:
+    def automatic(self, op: Op, decision: OpDecision, scope: Scope) -> None:
         """Constraints around the operation. Where several axes are scattered they are constrained one after the other:
         asked for at once, the compiler reduces everywhere and slices."""
         args = []
@@ -184,7 +164,7 @@ class _Lowering:
                 scope.forms[v] = form
                 self.hold(scope, v)
 
-    def manual(self, op: Op, decision: OpDecision, scope: _Scope) -> None:
+    def manual(self, op: Op, decision: OpDecision, scope: Scope) -> None:
         """The operation as a local program, its reductions spelled out."""
         graph = self.graph
         assert self.layout is not None
@@ -232,7 +212,7 @@ class _Lowering:
             scope.forms[v] = form
             scope.pinned.add(v)
 
-    def operand(self, v: int, target: Sharding, use: Use | None, scope: _Scope) -> Any:
+    def operand(self, v: int, target: Sharding, use: Use | None, scope: Scope) -> Any:
         """An operand in the form `target`, moved as the plan says; what repeats a moved array is made anew from it."""
         if use is None or not compat.is_plain_dtype(scope.values[v]):
             return self.fetch(v, target, scope)
@@ -243,7 +223,7 @@ class _Lowering:
             return moved
         return pin(self.again(v, use.source, moved, scope), target, self.mesh)
 
-    def serve(self, use: Use, scope: _Scope) -> Any:
+    def serve(self, use: Use, scope: Scope) -> Any:
         """The moved copy of a use's source."""
         v = use.source
         own = self.form(v, scope)
@@ -255,7 +235,7 @@ class _Lowering:
             return copy
         return self.move(v, copy, shared, use.target, self.steps(v, shared, use.target), scope, True)
 
-    def again(self, v: int, source: int, moved: Any, scope: _Scope) -> Any:
+    def again(self, v: int, source: int, moved: Any, scope: Scope) -> Any:
         """Value `v` computed once more from `moved`, which stands for `source`."""
         if v == source:
             return moved
@@ -275,7 +255,7 @@ class _Lowering:
             return False
         return any(self.depends(o, source) for o in op.inputs if not isinstance(o, Literal))
 
-    def fetch(self, v: int, target: Sharding, scope: _Scope, shares: bool = True) -> Any:
+    def fetch(self, v: int, target: Sharding, scope: Scope, shares: bool = True) -> Any:
         """Value `v` in the form `target`: as it is, its shared copy, or whichever of them is closer, resharded."""
         value = scope.values[v]
         source = self.form(v, scope)
@@ -300,7 +280,7 @@ class _Lowering:
         value = self.graph.values[v]
         return tuple(self.plan(value.shape, value.itemsize, Sharding(source.dims), Sharding(target.dims)))
 
-    def copy(self, v: int, source: Sharding, shared: Sharding, scope: _Scope) -> Any:
+    def copy(self, v: int, source: Sharding, shared: Sharding, scope: Scope) -> Any:
         """The one copy of `v` that several consumers read, made when the first of them asks."""
         if v not in scope.copies:
             steps = self.steps(v, source, shared)
@@ -308,7 +288,7 @@ class _Lowering:
         return scope.copies[v]
 
     def move(
-        self, v: int, x: Any, source: Sharding, target: Sharding, steps: tuple[Step, ...], scope: _Scope, copied: bool
+        self, v: int, x: Any, source: Sharding, target: Sharding, steps: tuple[Step, ...], scope: Scope, copied: bool
     ) -> Any:
         """One reshard. If the same first step was already taken from this value the plan wants it twice (it did not
         share), and a barrier keeps the compiler from merging the two and holding the copy. Each further one takes the
@@ -321,114 +301,3 @@ class _Lowering:
                 x = lax.optimization_barrier(x)
             scope.moved[key] = (repeat + 1, x)
         return reshard(x, source, target, steps, self.mesh, repeat)
-
-    def scan(self, op: Op, outer: _Scope) -> None:
-        """A loop. What enters is brought to the form that the body's inputs have; carries leave as they came."""
-        region = op.regions[0]
-        n, m = op.params["num_consts"], op.params["num_carry"]
-        with compat.names(op.binding, f"pz{op.id}"):
-            args, forms = self.loop_operands(op, region, outer)
-            copies = self.loop_copies(op, region, outer)
-            y_forms: dict[int, Sharding] = {}
-
-            def body(carry: list[Any], x: list[Any]) -> tuple[list[Any], list[Any]]:
-                inner = _Scope(dict(zip(region.inputs, [*args[:n], *carry, *x], strict=True)))
-                for c in self.graph.constants:
-                    inner.values[c] = outer.values[c]
-                inner.copies.update(copies)
-                for v in region.inputs:
-                    self.enter(inner, v, forms.get(v))
-                self.ops(region.ops, inner)
-                out = [self.loop_output(op, region, j, inner, forms, y_forms) for j in range(len(region.outputs))]
-                return out[:m], out[m:]
-
-            p = op.params
-            carry, ys = lax.scan(
-                body, args[n : n + m], args[n + m :], length=p["length"], reverse=p["reverse"], unroll=p["unroll"]
-            )
-            for j, (v, value) in enumerate(zip(op.outputs, [*carry, *ys], strict=True)):
-                outer.values[v] = value
-                self.loop_result(v, forms.get(region.inputs[n + j]) if j < m else y_forms.get(j), outer)
-
-    def loop_operands(self, op: Op, region: Region, outer: _Scope) -> tuple[list[Any], dict[int, Sharding]]:
-        """The loop's operands as they enter, and the forms of the body's inputs."""
-        first_slice = op.params["num_consts"] + op.params["num_carry"]
-        args: list[Any] = []
-        forms: dict[int, Sharding] = {}
-        for i, (operand, v) in enumerate(zip(op.inputs, region.inputs, strict=True)):
-            sliced = i >= first_slice
-            form = self.layout.values.get(v) if self.layout else None
-            if form is None and not isinstance(operand, Literal) and not sliced:
-                form = outer.forms.get(operand)
-            if form is None or isinstance(operand, Literal):
-                args.append(self.whole(operand, outer, op))
-                if form is not None and self.layout is not None:
-                    forms[v] = form
-                continue
-            stacked = Sharding(((), *form.dims), form.partial) if sliced else form
-            args.append(self.fetch(operand, stacked, outer))
-            if compat.is_plain_dtype(outer.values[operand]):
-                forms[v] = form
-        return args, forms
-
-    def loop_copies(self, op: Op, region: Region, outer: _Scope) -> dict[int, Any]:
-        """Shared copies of what every iteration reads are made once, before the loop."""
-        copies: dict[int, Any] = {}
-        for operand, v in zip(op.inputs[: op.params["num_consts"]], region.inputs, strict=False):
-            shared = self.layout.shared.get(v) if self.layout else None
-            if shared is not None and not isinstance(operand, Literal):
-                copies[v] = self.fetch(operand, shared, outer)
-        return copies
-
-    def loop_output(
-        self,
-        op: Op,
-        region: Region,
-        j: int,
-        inner: _Scope,
-        forms: Mapping[int, Sharding],
-        y_forms: dict[int, Sharding],
-    ) -> Any:
-        """What an iteration yields: a carry as the next one expects it, a slice as the stacked result is cut."""
-        operand = region.outputs[j]
-        n, m = op.params["num_consts"], op.params["num_carry"]
-        if j < m:
-            target = forms.get(region.inputs[n + j])
-        else:
-            stacked = self.layout.values.get(op.outputs[j]) if self.layout else None
-            whole = stacked is not None and not stacked.dims[0]
-            target = Sharding(stacked.dims[1:], stacked.partial) if stacked is not None and whole else None
-            if target is None and not isinstance(operand, Literal):
-                target = inner.forms.get(operand)
-        if isinstance(operand, Literal):
-            if target is None:
-                return operand.value
-            value = jax.numpy.asarray(operand.value)
-            return pin(value, target, self.mesh) if not target.partial else self.literal_sum(value, target)
-        if target is None:
-            return self.whole(operand, inner, op)
-        value = self.fetch(operand, target, inner)
-        if j >= m and compat.is_plain_dtype(value):
-            y_forms[j] = target
-        return value
-
-    def literal_sum(self, value: Any, target: Sharding) -> Any:
-        """A constant as an unfinished sum."""
-        return reshard(value, Sharding(target.dims), target, (), self.mesh)
-
-    def loop_result(self, v: int, form: Sharding | None, outer: _Scope) -> None:
-        """A loop's result has the form of its last carry or of its slices; the layout may want another outside."""
-        if self.layout is None:
-            return
-        stacked = form
-        rank = len(self.graph.values[v].shape)
-        if form is not None and len(form.dims) == rank - 1:
-            stacked = Sharding(((), *form.dims), form.partial)
-        if stacked is None:
-            return
-        outer.forms[v] = stacked
-        wanted = self.layout.values.get(v)
-        self.hold(outer, v)
-        if wanted is not None and wanted != stacked:
-            outer.values[v] = self.fetch(v, wanted, outer)
-            outer.forms[v] = wanted
