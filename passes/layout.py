@@ -2,7 +2,7 @@
 
 One- and two-axis meshes are solved over every strategy. With three axes the strategies of a contraction run into thousands,
 so each pair of axes is first tied together (solved exactly as a two-axis mesh), then one axis at a time is freed, all
-groups deciding jointly where it goes, until nothing improves; the bound is then the weaker sum of independent minima.
+groups deciding jointly where it goes, until nothing improves; the bound is then only that of perfectly divided contractions.
 """
 
 from __future__ import annotations
@@ -13,18 +13,17 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
+from cost_model.compute import op_time_s
 from cost_model.mesh import LogicalMesh
 from cost_model.simulate import Timeline
 from passes.footprint import Footprint, footprint
-from passes.groups import group_values
+from passes.groups import Group, group_values
 from passes.ir import Graph, Sharding
 from passes.meshes import possible_cuts
-from passes.price import Priced, Pricer, Program, all_strategies, analyse, price
+from passes.price import Priced, Program, all_strategies, analyse, price
 from passes.realize import Realized, realize
 from passes.solve import Solution, solve
-from passes.strategies import Strategy
+from passes.strategies import Strategy, enumerate_moves, enumerate_strategies, enumerate_tied
 from passes.timeline import simulate_plan
 
 
@@ -166,83 +165,77 @@ def pinned(
 def _three_axes(
     program: Program, mesh: LogicalMesh, limit: float, pins: Mapping[int, Sharding], time_limit_s: float, seed: int
 ) -> tuple[Priced, Solution, float]:
-    everything = pinned(program, mesh, all_strategies(program, mesh), pins)
     deadline = time.monotonic() + time_limit_s
+    shares = {g: _shares(program, group) for g, group in program.grouping.groups.items()}
     best: tuple[Priced, Solution] | None = None
     worst: tuple[Priced, Solution] | None = None
-    for a, b in itertools.combinations(mesh.axis_names, 2):
+    for tied in itertools.combinations(mesh.axis_names, 2):
         if best is not None and time.monotonic() > deadline:
             break
-        tied = {g: _nonempty([s for s in options if _tied(s, a, b)], options) for g, options in everything.items()}
-        priced = price(program, mesh, tied, limit)
+        options = {g: enumerate_tied(group, mesh.sizes, tied, shares[g]) for g, group in program.grouping.groups.items()}
+        try:
+            options = pinned(program, mesh, options, pins)
+        except PinError:
+            options = pinned(program, mesh, _with_pinned(program, mesh, options, pins), pins)
+        priced = price(program, mesh, options, limit)
         solution = solve(priced.problem, time_limit_s=max(1.0, (deadline - time.monotonic()) / 3), seed=seed)
         if solution.choice is None:
             worst = (priced, solution)
             continue
-        priced, solution = _free_axes(program, mesh, everything, priced, solution, limit, deadline, seed)
+        priced, solution = _free_axes(program, mesh, shares, priced, solution, pins, limit, deadline, seed)
         if best is None or solution.cost < best[1].cost:
             best = (priced, solution)
     if best is None:
         assert worst is not None
         return (*worst, 0.0)
-    return (*best, _independent_bound(program, mesh, everything))
+    return (*best, _perfect_division(program, mesh))
 
 
-def _tied(strategy: Strategy, a: str, b: str) -> bool:
-    """Whether two axes go everywhere together, a just before b."""
-    places = (*strategy.classes, *(axes for _, axes in strategy.factors), strategy.partial, *(strategy.shared or ()))
-    places += tuple(r.axes for r in strategy.reductions)
-    for axes in places:
-        if (a in axes) != (b in axes) or (a in axes and axes.index(b) != axes.index(a) + 1):
-            return False
-    return True
+def _shares(program: Program, group: Group) -> bool:
+    return any(program.readers.get(v, 0) > 1 for v in group.members)
 
 
-def _nonempty(some: list[Strategy], options: tuple[Strategy, ...]) -> tuple[Strategy, ...]:
-    return tuple(some) or options
+def _with_pinned(
+    program: Program, mesh: LogicalMesh, options: Mapping[int, tuple[Strategy, ...]], pins: Mapping[int, Sharding]
+) -> dict[int, tuple[Strategy, ...]]:
+    """Every strategy for groups that hold a pin: the pinned one need not tie the axes."""
+    out = dict(options)
+    for value in pins:
+        place = program.grouping.place(value)
+        if place is not None:
+            group = program.grouping.groups[place.group]
+            out[place.group] = enumerate_strategies(group, mesh.sizes, _shares(program, group))
+    return out
 
 
 def _free_axes(
-    program: Program, mesh: LogicalMesh, everything: Mapping[int, tuple[Strategy, ...]], priced: Priced, solution: Solution, limit: float,
-    deadline: float, seed: int,
+    program: Program, mesh: LogicalMesh, shares: Mapping[int, bool], priced: Priced, solution: Solution, pins: Mapping[int, Sharding],
+    limit: float, deadline: float, seed: int,
 ) -> tuple[Priced, Solution]:  # fmt: skip
     """Free one axis at a time, the others where they are, until a whole round brings nothing."""
     quiet = 0
-    by_rest = {axis: {g: _by_rest(options, axis) for g, options in everything.items()} for axis in mesh.axis_names}
+    groups = program.grouping.groups
     for axis in itertools.cycle(sorted(mesh.axis_names, key=lambda a: -mesh.sizes[a])):
         if quiet == len(mesh.axis_names) or time.monotonic() > deadline:
-            return priced, solution
+            break
         assert solution.choice is not None
         current = {g: priced.strategies[g][solution.choice[n]] for n, g in enumerate(priced.order)}
-        options = {g: by_rest[axis][g][_rest(s, axis)] for g, s in current.items()}
-        again = price(program, mesh, options, limit)
+        options = {g: enumerate_moves(groups[g], s, axis, mesh.sizes, shares[g]) for g, s in current.items()}
+        again = price(program, mesh, pinned(program, mesh, options, pins), limit)
         better = solve(again.problem, time_limit_s=max(1.0, deadline - time.monotonic()), seed=seed)
         if better.choice is not None and better.cost < solution.cost * (1 - 1e-9):
             priced, solution, quiet = again, better, 0
         else:
             quiet += 1
-    raise AssertionError("unreachable")
+    return priced, solution
 
 
-def _by_rest(options: tuple[Strategy, ...], axis: str) -> dict[object, tuple[Strategy, ...]]:
-    out: dict[object, list[Strategy]] = {}
-    for s in options:
-        out.setdefault(_rest(s, axis), []).append(s)
-    return {k: tuple(v) for k, v in out.items()}
-
-
-def _rest(strategy: Strategy, axis: str) -> object:
-    """What a strategy says about the other axes."""
-
-    def drop(axes: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(a for a in axes if a != axis)
-
-    factors = tuple(sorted((f, drop(axes)) for f, axes in strategy.factors if drop(axes)))
-    reductions = tuple((drop(r.axes), r.dim) for r in strategy.reductions if drop(r.axes))
-    return tuple(map(drop, strategy.classes)), factors, reductions, drop(strategy.partial)
-
-
-def _independent_bound(program: Program, mesh: LogicalMesh, strategies: Mapping[int, tuple[Strategy, ...]]) -> float:
-    """Every group at its cheapest, every edge free: weak, but below every layout."""
-    pricer = Pricer(program, mesh)
-    return float(sum(np.min(sum(pricer.node(program.grouping.groups[g], s))) for g, s in strategies.items()))
+def _perfect_division(program: Program, mesh: LogicalMesh) -> float:
+    """Seconds if every contraction were divided over all devices and nothing else took time: below every layout's price."""
+    total = 0.0
+    chip = mesh.topology.chip
+    for group in program.grouping.groups.values():
+        if group.leader is not None and group.rule is not None and group.rule.kind == "contraction":
+            dtype = program.graph.value_of(group.leader.op.inputs[0]).dtype
+            total += group.leader.count * float(op_time_s(chip, group.rule.flop / mesh.num_devices, 0.0, dtype, "contraction"))
+    return total

@@ -53,6 +53,113 @@ def enumerate_strategies(group: Group, sizes: Mapping[str, int], shares: bool) -
     return base if not shares else tuple(s for b in base for s in _with_shared(b))
 
 
+def enumerate_tied(group: Group, sizes: Mapping[str, int], tied: tuple[str, str], shares: bool) -> tuple[Strategy, ...]:
+    """The strategies in which two axes go everywhere together, the first major."""
+    both = "*".join(tied)
+    merged = {(both if a == tied[0] else a): (n * sizes[tied[1]] if a == tied[0] else n) for a, n in sizes.items() if a != tied[1]}
+
+    def spell(axes: Axes) -> Axes:
+        return tuple(b for a in axes for b in (tied if a == both else (a,)))
+
+    out = []
+    for s in enumerate_strategies(group, merged, shares):
+        out.append(
+            Strategy(
+                tuple(map(spell, s.classes)),
+                tuple((f, spell(a)) for f, a in s.factors),
+                tuple(Reduction(spell(r.axes), r.dim, r.combine) for r in s.reductions),
+                tuple(map(spell, s.shared)) if s.shared is not None else None,
+                spell(s.partial),
+            )
+        )
+    return tuple(out)
+
+
+def enumerate_moves(group: Group, strategy: Strategy, axis: str, sizes: Mapping[str, int], shares: bool) -> tuple[Strategy, ...]:
+    """Every place for one axis while the others stay as `strategy` has them, in every order within a dimension."""
+    rest = _without(strategy, axis)
+    base = tuple(_placed(group, rest, axis, sizes))
+    return base if not shares else tuple(s for b in base for s in _with_shared(b))
+
+
+def _without(strategy: Strategy, axis: str) -> Strategy:
+    def drop(axes: Axes) -> Axes:
+        return tuple(a for a in axes if a != axis)
+
+    return Strategy(
+        tuple(map(drop, strategy.classes)),
+        tuple((f, drop(a)) for f, a in strategy.factors if drop(a)),
+        tuple(Reduction(drop(r.axes), r.dim, r.combine) for r in strategy.reductions if drop(r.axes)),
+        None,
+        drop(strategy.partial),
+    )
+
+
+def _placed(group: Group, rest: Strategy, axis: str, sizes: Mapping[str, int]) -> Iterator[Strategy]:
+    yield rest
+    size = sizes[axis]
+    if group.rule is None:
+        for c, on in enumerate(rest.classes):
+            if group.limits[c] % (size * _product(sizes, on)) == 0:
+                for longer in _insertions(on, axis):
+                    yield Strategy((*rest.classes[:c], longer, *rest.classes[c + 1 :]))
+        return
+    for factor, finish in _choices(group):
+        if factor is None:
+            continue
+        on = dict(rest.factors).get(factor, ())
+        if factor != ARRIVING and group.rule.sizes[factor] % (size * _product(sizes, on)):
+            continue
+        c = group.factors.index(factor) if factor in group.factors else finish
+        if c is not None and c != _KEEP and group.limits[c] % (size * _product(sizes, rest.classes[c])):
+            continue
+        for longer in _insertions(on, axis):
+            yield _with_factor(group, rest, factor, longer, axis, finish)
+
+
+def _with_factor(group: Group, rest: Strategy, factor: str, on: Axes, axis: str, finish: int | None) -> Strategy:
+    """`rest` with the axes of one factor replaced by `on`, and what `axis` leaves unfinished finished as asked."""
+    assert group.rule is not None
+    factors = (*((f, a) for f, a in rest.factors if f != factor), (factor, on))
+    classes, reductions, partial = list(rest.classes), list(rest.reductions), rest.partial
+    if factor in group.factors:
+        c = group.factors.index(factor)
+        scattered = rest.classes[c][len(on) - 1 :]
+        classes[c] = (*on, *scattered)
+    elif finish is None:
+        combine = group.rule.reduced.get(factor, "sum")
+        old = next((r.axes for r in reductions if r.dim is None), ())
+        reductions = [r for r in reductions if r.dim is not None] + [Reduction((*old, axis), None, combine)]
+    elif finish == _KEEP:
+        partial = (*partial, axis)
+    else:
+        old = next((r.axes for r in reductions if r.dim == finish), ())
+        classes[finish] = (*classes[finish], axis)
+        others = [r for r in reductions if r.dim is not None and r.dim != finish] + [Reduction((*old, axis), finish)]
+        reductions = sorted(others, key=lambda r: r.dim or 0) + [r for r in reductions if r.dim is None]
+    return Strategy(tuple(classes), factors, tuple(reductions), None, partial)
+
+
+def _insertions(on: Axes, axis: str) -> Iterator[Axes]:
+    for i in range(len(on), -1, -1):
+        yield (*on[:i], axis, *on[i:])
+
+
+def _choices(group: Group) -> list[tuple[str | None, int | None]]:
+    """What one axis may do: nothing, cut a factor, or cut a summed factor whose sum is then reduced (None), scattered onto a
+    class, or kept unfinished."""
+    rule = group.rule
+    assert rule is not None
+    classes = [c for c in range(len(group.factors)) if group.limits[c] > 1]
+    finishes: list[int | None] = [None, *classes, *([_KEEP] if group.defers else [])]
+    out: list[tuple[str | None, int | None]] = [(None, None)]
+    for f in rule.cuttable():
+        out += [(f, k) for k in finishes] if rule.reduced.get(f) == "sum" else [(f, None)]
+    if group.sums:
+        out += [(ARRIVING, k) for k in finishes]
+    return out
+
+
 def _plain(limits: list[int], sizes: Mapping[str, int]) -> Iterator[Strategy]:
     axes = tuple(sizes)
     for places in itertools.product(range(-1, len(limits)), repeat=len(axes)):
@@ -68,24 +175,14 @@ def _of_operation(group: Group, sizes: Mapping[str, int]) -> Iterator[Strategy]:
     assert rule is not None
     axes = tuple(sizes)
     class_of = {f: c for c, f in enumerate(group.factors)}
-    cuttable = rule.cuttable()
-    choices: list[tuple[str, int | None] | None] = [None]
-    for f in cuttable:
-        choices.append((f, None))
-        if f in rule.reduced and rule.reduced[f] == "sum":
-            choices += [(f, c) for c in range(len(group.factors)) if group.limits[c] > 1]
-            choices += [(f, _KEEP)] if group.defers else []
-    if group.sums:
-        choices += [(ARRIVING, None), *((ARRIVING, c) for c in range(len(group.factors)) if group.limits[c] > 1)]
-        choices += [(ARRIVING, _KEEP)] if group.defers else []
-    for picks in itertools.product(choices, repeat=len(axes)):
+    for picks in itertools.product(_choices(group), repeat=len(axes)):
         by_factor: dict[str, list[str]] = {}
         scattered: dict[int, list[str]] = {}
         summed: list[str] = []
         kept: list[str] = []
         combine = "sum"
         for a, pick in zip(axes, picks, strict=True):
-            if pick is None:
+            if pick[0] is None:
                 continue
             by_factor.setdefault(pick[0], []).append(a)
             if pick[0] in rule.reduced or pick[0] == ARRIVING:
