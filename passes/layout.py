@@ -1,8 +1,9 @@
 """The search within one program: meshes x strategies x memory, with a lower bound.
 
-One- and two-axis meshes are solved over every strategy. With three axes the strategies of a contraction run into thousands,
-so each pair of axes is first tied together (solved exactly as a two-axis mesh), then one axis at a time is freed, all
-groups deciding jointly where it goes, until nothing improves; the bound is then only that of perfectly divided contractions.
+One- and two-axis meshes are solved over every strategy. With three axes the strategies of a contraction run into
+thousands, so each pair of axes is first tied together (solved exactly as a two-axis mesh), then one axis at a time
+is freed, all groups deciding jointly where it goes, until nothing improves; the bound is then only that of perfectly
+divided contractions.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from cost_model.compute import op_time_s
 from cost_model.mesh import LogicalMesh
 from cost_model.simulate import Timeline
 from passes.footprint import Footprint, footprint
-from passes.groups import Group, group_values
+from passes.grouping import group_values
+from passes.groups import Group
 from passes.ir import Graph, Sharding
 from passes.meshes import possible_cuts
-from passes.price import Priced, Program, all_strategies, analyse, price
+from passes.price import Priced, Pricer, Program, all_strategies, analyse, price
 from passes.realize import Realized, realize
 from passes.solve import Solution, solve
 from passes.strategies import Strategy, enumerate_moves, enumerate_strategies, enumerate_tied
@@ -49,7 +51,8 @@ class MemoryError_(LayoutError):
 
 @dataclass(frozen=True)
 class Found:
-    """The best layout on one mesh. `cost_s` is the linear price that was minimised, `bound_s` is below every layout's price."""
+    """The best layout on one mesh. `cost_s` is the linear price that was minimised, `bound_s` is below every
+    layout's price."""
 
     priced: Priced
     choice: tuple[int, ...]
@@ -80,7 +83,8 @@ def search_layout(
 ) -> tuple[Found, tuple[Found, ...]]:
     """(the best layout over all meshes, the best of each mesh that was solved).
 
-    `pins` fix the sharding of inputs by value id. Raises PinError when no mesh allows a pin, MemoryError_ when nothing fits.
+    `pins` fix the sharding of inputs by value id. Raises PinError when no mesh allows a pin, MemoryError_ when
+    nothing fits.
     """
     found: list[Found] = []
     failures: list[LayoutError] = []
@@ -99,10 +103,15 @@ def search_layout(
 
 
 def search_on_mesh(
-    graph: Graph, mesh: LogicalMesh, memory_limit_bytes: int, pins: Mapping[int, Sharding], time_limit_s: float, seed: int = 0
+    graph: Graph,
+    mesh: LogicalMesh,
+    memory_limit_bytes: int,
+    pins: Mapping[int, Sharding],
+    time_limit_s: float,
+    seed: int = 0,
 ) -> Found:
-    """The best layout on one mesh. The linear memory model leaves out moved operands; where they do not fit, the limit is
-    lowered by what is missing and the problem solved again."""
+    """The best layout on one mesh. The linear memory model leaves out moved operands; where they do not fit, the
+    limit is lowered by what is missing and the problem solved again."""
     start = time.monotonic()
     program = analyse(graph, group_values(graph, possible_cuts(mesh.sizes)))
     limit = float(memory_limit_bytes)
@@ -117,7 +126,8 @@ def search_on_mesh(
         used = footprint(priced, realized)
         seconds = time.monotonic() - start
         best = Found(
-            priced, solution.choice, realized, simulate_plan(priced, realized), used, solution.cost, bound, solution.status, seconds
+            priced, solution.choice, realized, simulate_plan(priced, realized), used, solution.cost, bound,
+            solution.status, seconds
         )  # fmt: skip
         if used.peak_bytes <= memory_limit_bytes:
             return best
@@ -131,7 +141,9 @@ def _too_large(priced: Priced, solution: Solution, limit_bytes: int) -> MemoryEr
     if least is None:
         return MemoryError_(limit_bytes, limit_bytes, priced.mesh, Footprint(0, 0, (), ()))
     used = footprint(priced, realize(priced, least))
-    return MemoryError_(max(used.peak_bytes, limit_bytes + math.ceil(solution.over_bytes)), limit_bytes, priced.mesh, used)
+    return MemoryError_(
+        max(used.peak_bytes, limit_bytes + math.ceil(solution.over_bytes)), limit_bytes, priced.mesh, used
+    )
 
 
 def _all_axes(
@@ -153,7 +165,9 @@ def pinned(
         place = program.grouping.place(value)
         if place is None:
             continue
-        left = tuple(s for s in out[place.group] if tuple(s.classes[c] if c >= 0 else () for c in place.dims) == sharding.dims)
+        left = tuple(
+            s for s in out[place.group] if tuple(s.classes[c] if c >= 0 else () for c in place.dims) == sharding.dims
+        )
         if not left:
             path = graph.input_paths[graph.inputs.index(value)] if value in graph.inputs else f"value {value}"
             raise PinError(path, graph.values[value].shape, sharding, mesh)
@@ -167,22 +181,25 @@ def _three_axes(
 ) -> tuple[Priced, Solution, float]:
     deadline = time.monotonic() + time_limit_s
     shares = {g: _shares(program, group) for g, group in program.grouping.groups.items()}
+    pricer = Pricer(program, mesh)
     best: tuple[Priced, Solution] | None = None
     worst: tuple[Priced, Solution] | None = None
     for tied in itertools.combinations(mesh.axis_names, 2):
         if best is not None and time.monotonic() > deadline:
             break
-        options = {g: enumerate_tied(group, mesh.sizes, tied, shares[g]) for g, group in program.grouping.groups.items()}
+        options = {
+            g: enumerate_tied(group, mesh.sizes, tied, shares[g]) for g, group in program.grouping.groups.items()
+        }
         try:
             options = pinned(program, mesh, options, pins)
         except PinError:
             options = pinned(program, mesh, _with_pinned(program, mesh, options, pins), pins)
-        priced = price(program, mesh, options, limit)
+        priced = pricer.price(options, limit)
         solution = solve(priced.problem, time_limit_s=max(1.0, (deadline - time.monotonic()) / 3), seed=seed)
         if solution.choice is None:
             worst = (priced, solution)
             continue
-        priced, solution = _free_axes(program, mesh, shares, priced, solution, pins, limit, deadline, seed)
+        priced, solution = _free_axes(pricer, shares, priced, solution, pins, limit, deadline, seed)
         if best is None or solution.cost < best[1].cost:
             best = (priced, solution)
     if best is None:
@@ -209,19 +226,19 @@ def _with_pinned(
 
 
 def _free_axes(
-    program: Program, mesh: LogicalMesh, shares: Mapping[int, bool], priced: Priced, solution: Solution, pins: Mapping[int, Sharding],
+    pricer: Pricer, shares: Mapping[int, bool], priced: Priced, solution: Solution, pins: Mapping[int, Sharding],
     limit: float, deadline: float, seed: int,
 ) -> tuple[Priced, Solution]:  # fmt: skip
     """Free one axis at a time, the others where they are, until a whole round brings nothing."""
     quiet = 0
-    groups = program.grouping.groups
+    program, mesh, groups = pricer.program, pricer.mesh, pricer.grouping.groups
     for axis in itertools.cycle(sorted(mesh.axis_names, key=lambda a: -mesh.sizes[a])):
         if quiet == len(mesh.axis_names) or time.monotonic() > deadline:
             break
         assert solution.choice is not None
         current = {g: priced.strategies[g][solution.choice[n]] for n, g in enumerate(priced.order)}
         options = {g: enumerate_moves(groups[g], s, axis, mesh.sizes, shares[g]) for g, s in current.items()}
-        again = price(program, mesh, pinned(program, mesh, options, pins), limit)
+        again = pricer.price(pinned(program, mesh, options, pins), limit)
         better = solve(again.problem, time_limit_s=max(1.0, deadline - time.monotonic()), seed=seed)
         if better.choice is not None and better.cost < solution.cost * (1 - 1e-9):
             priced, solution, quiet = again, better, 0
@@ -231,11 +248,14 @@ def _free_axes(
 
 
 def _perfect_division(program: Program, mesh: LogicalMesh) -> float:
-    """Seconds if every contraction were divided over all devices and nothing else took time: below every layout's price."""
+    """Seconds if every contraction were divided over all devices and nothing else took time: below every layout's
+    price."""
     total = 0.0
     chip = mesh.topology.chip
     for group in program.grouping.groups.values():
         if group.leader is not None and group.rule is not None and group.rule.kind == "contraction":
             dtype = program.graph.value_of(group.leader.op.inputs[0]).dtype
-            total += group.leader.count * float(op_time_s(chip, group.rule.flop / mesh.num_devices, 0.0, dtype, "contraction"))
+            total += group.leader.count * float(
+                op_time_s(chip, group.rule.flop / mesh.num_devices, 0.0, dtype, "contraction")
+            )
     return total
