@@ -1,4 +1,5 @@
-"""The public doors: plan a step, decorate it, create its state sharded. The whole data flow reads top to bottom here."""
+"""The public doors: plan a step, decorate it, create its state sharded. The whole data flow reads top to bottom
+here."""
 
 from __future__ import annotations
 
@@ -12,12 +13,17 @@ from jax.sharding import NamedSharding
 
 from cost_model.topology import Topology
 from parallelizer.errors import (
-    CompilationError, MeshMismatchError, NotTraceableError, ParallelizerError, PlanMismatchError, ShapeMismatchError,
+    CompilationError,
+    MeshMismatchError,
+    NotTraceableError,
+    ParallelizerError,
+    PlanMismatchError,
+    ShapeMismatchError,
 )  # fmt: skip
 from parallelizer.moves import to_jax_mesh
 from parallelizer.nnx_adapter import NnxAdapter, adapt
-from parallelizer.plans import Plan
 from parallelizer.planning import make_plan, resolve_topology
+from parallelizer.plans import Plan
 from parallelizer.runtime.devices import devices_of, local_topology
 from parallelizer.runtime.program import OtherCall, Program, placed
 from parallelizer.signature import argument_paths
@@ -45,10 +51,10 @@ def plan(
 ) -> Plan:
     """Find how one training step is cut over a machine. Needs shapes, not devices.
 
-    `args` and `kwargs` are what `fn` is called with: arrays or `jax.ShapeDtypeStruct`s. `topology` is a name ("v5p:4x4x4",
-    "h100:8x16", "cpu:8") or a `Topology`; by default the devices at hand. `mesh` pins the logical mesh ({"x": 2, "y": 4}),
-    `memory_bytes` the memory of a device, `pins` the sharding of arguments by path or glob ({"**/up/kernel": P(None, "x")}).
-    `strict` refuses operations without a sharding rule. `time_limit_s` bounds the search.
+    `args` and `kwargs` are what `fn` is called with: arrays or `jax.ShapeDtypeStruct`s. `topology` is a name
+    ("v5p:4x4x4", "h100:8x16", "cpu:8") or a `Topology`; by default the devices at hand. `mesh` pins the logical mesh
+    ({"x": 2, "y": 4}), `memory_bytes` the memory of a device, `pins` the sharding of arguments by path or glob
+    ({"*/up/kernel": P(None, "x")}). `strict` refuses operations without a sharding rule. `time_limit_s` bounds the search.
 
     Raises the errors of `parallelizer.errors`; nothing is changed or run.
     """
@@ -59,20 +65,31 @@ def plan(
         static_argnames = static_argnames or options["static_argnames"]
         fn = fn.__wrapped__
     if topology is None:
-        machine, present = local_topology(devices)
+        machine, found = local_topology(devices)
+        present: tuple[Any, ...] | None = tuple(found)
     else:
-        machine, present = resolve_topology(topology), list(devices) if devices is not None else None
+        machine = resolve_topology(topology)
+        present = tuple(devices) if devices is not None else None
     adapted = adapt(fn, args, kwargs)
-    pure = (adapted.fn, adapted.args, adapted.kwargs) if adapted is not None else (fn, args, kwargs)
-    traced = traced_call(*pure, static_argnums, static_argnames, donate_argnums)
+    if adapted is not None:
+        fn, args, kwargs = adapted.fn, adapted.args, adapted.kwargs
+    traced = traced_call(fn, args, kwargs, static_argnums, static_argnames, donate_argnums)
     made = make_plan(traced, machine, mesh, memory_bytes, pins, strict, time_limit_s)
-    traced_with = {"static_argnums": static_argnums, "static_argnames": static_argnames, "donate_argnums": donate_argnums}
-    present_devices = tuple(present) if present is not None else None
-    return replace(made, devices=present_devices, nnx=adapted is not None, options=traced_with)
+    traced_with = {
+        "static_argnums": static_argnums,
+        "static_argnames": static_argnames,
+        "donate_argnums": donate_argnums,
+    }
+    return replace(made, devices=present, nnx=adapted is not None, options=traced_with)
 
 
 def traced_call(
-    fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], static_argnums: Any, static_argnames: Any, donate_argnums: Any
+    fn: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    static_argnums: Any,
+    static_argnames: Any,
+    donate_argnums: Any,
 ) -> Traced:
     """Trace, with JAX's errors turned into one that points at the user's line."""
     try:
@@ -86,9 +103,10 @@ def traced_call(
 def parallelize(fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     """Decorator: plan `fn` at its first call for the devices at hand, then run the plan.
 
-    Used plain (`@pz.parallelize`) or with the options of `plan` (`topology=`, `devices=`, `mesh=`, `memory_bytes=`, `pins=`,
-    `strict=`, `donate_argnums=`, `static_argnums=`, `static_argnames=`). One program is kept per shape signature.
-    `.plan` is the plan last used; `.__wrapped__` the undecorated function, which keeps working whatever happens here.
+    Used plain (`@pz.parallelize`) or with the options of `plan` (`topology=`, `devices=`, `mesh=`, `memory_bytes=`,
+    `pins=`, `strict=`, `donate_argnums=`, `static_argnums=`, `static_argnames=`). One program is kept per shape
+    signature. `.plan` is the plan last used; `.__wrapped__` the undecorated function, which keeps working whatever
+    happens here.
     """
     if fn is None:
         return functools.partial(parallelize, **options)
@@ -131,7 +149,11 @@ class Parallelized:
 
     def _slow(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         adapted = self._nnx.adapt(args, kwargs)
-        key = signature(args, kwargs, self.options) if adapted is None else (adapted.key, signature(adapted.args, adapted.kwargs, self.options))
+        key = (
+            signature(args, kwargs, self.options)
+            if adapted is None
+            else (adapted.key, signature(adapted.args, adapted.kwargs, self.options))
+        )
         if key not in self._runners:
             made = plan(self.__wrapped__, *args, **self.options, **kwargs)
             self._runners[key] = Runner(made, self._nnx)
@@ -154,7 +176,9 @@ def signature(args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[s
     numbers, names = options["static_argnums"], options["static_argnames"]
     static = {numbers} if isinstance(numbers, int) else set(numbers)
     named = {names} if isinstance(names, str) else set(names)
-    fixed = tuple((i, a) for i, a in enumerate(args) if i in static) + tuple((k, kwargs[k]) for k in sorted(named & set(kwargs)))
+    fixed = tuple((i, a) for i, a in enumerate(args) if i in static) + tuple(
+        (k, kwargs[k]) for k in sorted(named & set(kwargs))
+    )
     rest = [a for i, a in enumerate(args) if i not in static], {k: v for k, v in kwargs.items() if k not in named}
     leaves, tree = jax.tree.flatten(rest)
     return tree, tuple((getattr(x, "shape", ()), str(getattr(x, "dtype", type(x)))) for x in leaves), fixed
@@ -189,7 +213,9 @@ class Runner:
     def _given(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, str]:
         paths = argument_paths(self.program.traced.call, args, kwargs)
         leaves = jax.tree.leaves(self.program.traced.call.dynamic(args, kwargs))
-        text = [f"{getattr(x, 'dtype', type(x).__name__)}[{','.join(map(str, getattr(x, 'shape', ())))}]" for x in leaves]
+        text = [
+            f"{getattr(x, 'dtype', type(x).__name__)}[{','.join(map(str, getattr(x, 'shape', ())))}]" for x in leaves
+        ]
         return dict(zip(paths, text, strict=True))
 
     def misplaced(self, error: ValueError, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -219,7 +245,9 @@ def applied(made: Plan, fn: Callable[..., Any] | None) -> Callable[..., Any]:
     if fn is None:
         made.need_traced()
         if made.nnx:
-            raise ParallelizerError("a step with nnx arguments is applied to its function: plan.apply(fn)", f"plan of {made.function}")
+            raise ParallelizerError(
+                "a step with nnx arguments is applied to its function: plan.apply(fn)", f"plan of {made.function}"
+            )
         return Runner(made)
     fn = getattr(fn, "__wrapped__", fn) if isinstance(fn, Parallelized) else fn
     runner: list[Runner] = []
@@ -232,7 +260,13 @@ def applied(made: Plan, fn: Callable[..., Any] | None) -> Callable[..., Any]:
     return functools.wraps(fn)(run)
 
 
-def compiled(made: Plan, fn: Callable[..., Any] | None, args: Sequence[Any], kwargs: Mapping[str, Any], topology: Topology | None = None) -> Any:
+def compiled(
+    made: Plan,
+    fn: Callable[..., Any] | None,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    topology: Topology | None = None,
+) -> Any:
     """See `Plan.compile`. Raises CompilationError with the compiler's words."""
     if fn is not None:
         made = bound(made, fn, args, kwargs)
@@ -250,13 +284,17 @@ def bound(made: Plan, fn: Callable[..., Any], args: Sequence[Any], kwargs: Mappi
     """A loaded plan together with its function. Raises ShapeMismatchError or PlanMismatchError."""
     fn = getattr(fn, "__wrapped__", fn) if isinstance(fn, Parallelized) else fn
     adapted = adapt(fn, args, kwargs)
-    pure = (adapted.fn, adapted.args, adapted.kwargs) if adapted is not None else (fn, args, kwargs)
+    if adapted is not None:
+        fn, args, kwargs = adapted.fn, adapted.args, adapted.kwargs
     options = made.options
     traced = traced_call(
-        *pure, options.get("static_argnums", ()), options.get("static_argnames", ()), options.get("donate_argnums", ())
+        fn, args, kwargs, options.get("static_argnums", ()), options.get("static_argnames", ()), options.get("donate_argnums", ())
     )
     graph = drop_dead(traced.graph)
-    given = {p: f"{graph.values[v].dtype}[{','.join(map(str, graph.values[v].shape))}]" for p, v in zip(graph.input_paths, graph.inputs, strict=True)}
+    given = {
+        p: f"{graph.values[v].dtype}[{','.join(map(str, graph.values[v].shape))}]"
+        for p, v in zip(graph.input_paths, graph.inputs, strict=True)
+    }
     planned = {a.path: a.text for a in made.inputs}
     found = graph_hash(graph)
     if found != made.graph_hash:
@@ -270,7 +308,8 @@ def bound(made: Plan, fn: Callable[..., Any], args: Sequence[Any], kwargs: Mappi
 
 
 def abstract_state(made: Plan, argnum: int = 0) -> Any:
-    """Argument `argnum` of the planned step as sharded `ShapeDtypeStruct`s (for checkpoint readers and `jax.eval_shape`)."""
+    """Argument `argnum` of the planned step as sharded `ShapeDtypeStruct`s (for checkpoint readers and
+    `jax.eval_shape`)."""
     program = program_of(made)
     tree = program.in_shardings[argnum]
     leaves = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in program.traced.in_avals]
@@ -289,18 +328,29 @@ def init(made: Plan, init_fn: Callable[..., Any], *args: Any, **kwargs: Any) -> 
     leaves = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in program.traced.in_avals]
     wanted, _ = jax.tree.unflatten(program.traced.in_tree, leaves)
     shardings: Any = None
-    for candidate, cut in [*zip(wanted, program.in_shardings, strict=False), *((wanted[:n], program.in_shardings[:n]) for n in range(2, len(wanted) + 1))]:
+    for candidate, cut in [
+        *zip(wanted, program.in_shardings, strict=False),
+        *((wanted[:n], program.in_shardings[:n]) for n in range(2, len(wanted) + 1)),
+    ]:
         if jax.tree.structure(candidate) == jax.tree.structure(shapes) and all(
-            a.shape == b.shape and a.dtype == b.dtype for a, b in zip(jax.tree.leaves(candidate), jax.tree.leaves(shapes), strict=True)
+            a.shape == b.shape and a.dtype == b.dtype
+            for a, b in zip(jax.tree.leaves(candidate), jax.tree.leaves(shapes), strict=True)
         ):
             shardings = cut
             break
     if shardings is None:
-        text = {jax.tree_util.keystr(p): f"{x.dtype}{list(x.shape)}" for p, x in jax.tree_util.tree_leaves_with_path(shapes)}
+        text = {
+            jax.tree_util.keystr(p): f"{x.dtype}{list(x.shape)}" for p, x in jax.tree_util.tree_leaves_with_path(shapes)
+        }
         raise ShapeMismatchError.of({a.path: a.text for a in made.inputs}, text)
     return jax.jit(init_fn, out_shardings=shardings)(*args, **kwargs)
 
 
 def shard(made: Plan, tree: Any, argnum: int = 0) -> Any:
     """Put an existing argument where the plan wants it."""
-    return jax.tree.map(lambda x, s: jax.device_put(x, s), tree, program_of(made).in_shardings[argnum], is_leaf=lambda x: isinstance(x, NamedSharding))
+    return jax.tree.map(
+        lambda x, s: jax.device_put(x, s),
+        tree,
+        program_of(made).in_shardings[argnum],
+        is_leaf=lambda x: isinstance(x, NamedSharding),
+    )

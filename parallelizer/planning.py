@@ -13,7 +13,13 @@ from typing import Any
 from cost_model.hardware import UnknownChip
 from cost_model.mesh import LogicalMesh, MeshError, logical_mesh
 from cost_model.topology import ImpossibleTopology, Topology, UnknownTopology, known_topologies, parse_topology
-from parallelizer.errors import DoesNotFitError, MeshSizeError, NotDivisibleError, UnknownPrimitiveError, UnknownTopologyError
+from parallelizer.errors import (
+    DoesNotFitError,
+    MeshSizeError,
+    NotDivisibleError,
+    UnknownPrimitiveError,
+    UnknownTopologyError,
+)
 from parallelizer.pins import check_pins, pin_axes, read_pins
 from parallelizer.plans import Array, Choice, Collective, Cost, Memory, Plan, Tried
 from parallelizer.tracer import Traced
@@ -104,8 +110,12 @@ def _does_not_fit(error: MemoryError_, graph: Graph) -> DoesNotFitError:
         relaxations.insert(0, ("donate the state: donate_argnums=(0,)", error.needed_bytes - kinds["results"]))
     if kinds.get("activations", 0) > error.needed_bytes // 4:
         relaxations.append(("half the batch", error.needed_bytes - kinds["activations"] // 2))
-        relaxations.append(("jax.checkpoint around each layer keeps fewer activations", error.needed_bytes - kinds["activations"] // 2))
-    return DoesNotFitError.of(error.needed_bytes, error.limit_bytes, sorted(dominated, key=lambda r: -r[1]), relaxations)
+        relaxations.append(
+            ("jax.checkpoint around each layer keeps fewer activations", error.needed_bytes - kinds["activations"] // 2)
+        )
+    return DoesNotFitError.of(
+        error.needed_bytes, error.limit_bytes, sorted(dominated, key=lambda r: -r[1]), relaxations
+    )
 
 
 def _unknown(found: Found) -> tuple[tuple[str, int, str], ...]:
@@ -130,7 +140,9 @@ def _report(
     for i, (path, o) in enumerate(zip(graph.output_paths, graph.outputs, strict=True)):
         value = graph.value_of(o)
         source = graph.inputs[graph.carried[i]] if i in graph.carried else o
-        outputs.append(Array(path, value.shape, value.dtype, None if isinstance(source, Literal) else layout.values.get(source)))
+        outputs.append(
+            Array(path, value.shape, value.dtype, None if isinstance(source, Literal) else layout.values.get(source))
+        )
     used = best.footprint
     return Plan(
         function=traced.name,
@@ -143,7 +155,11 @@ def _report(
         donated=tuple(sorted(graph.donated)),
         primitives=dict(Counter(v.op.primitive for v in walk(graph))),
         cost=Cost(
-            timeline.step_s, timeline.compute_s, timeline.exposed_communication_s, timeline.hidden_communication_s, used.peak_bytes
+            timeline.step_s,
+            timeline.compute_s,
+            timeline.exposed_communication_s,
+            timeline.hidden_communication_s,
+            used.peak_bytes,
         ),
         objective_s=best.cost_s,
         bound=best.bound_s,

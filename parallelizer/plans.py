@@ -1,4 +1,5 @@
-"""The plan: how every array is cut, what it costs, and what can be done with it. Data first; the work is in other modules."""
+"""The plan: how every array is cut, what it costs, and what can be done with it. Data first; the work is in other
+modules."""
 
 from __future__ import annotations
 
@@ -32,9 +33,10 @@ class Cost:
 class Collective:
     """Communication that the compiled program will show, equal ones together.
 
-    kind: "all_gather" | "all_reduce" | "reduce_scatter" | "all_to_all" | "permute". `axes` of the mesh, `size_bytes` the larger
-    of one device's operand and result, each time; `count` times per step. `source` is the user's line, `array` what moves,
-    `why` a phrase, `op` the operation's number in the graph (the compiled program carries it as pzN).
+    kind: "all_gather" | "all_reduce" | "reduce_scatter" | "all_to_all" | "permute". `axes` of the mesh, `size_bytes`
+    the larger of one device's operand and result, each time; `count` times per step. `source` is the user's line,
+    `array` what moves, `why` a phrase, `op` the operation's number in the graph (the compiled program carries it as
+    pzN).
     """
 
     kind: str
@@ -108,10 +110,11 @@ class Memory:
 class Plan:
     """Everything that was decided about one function, shapes and topology.
 
-    `bound` is a lower bound on `objective_s`, the linear price (nothing overlapped) that the search minimises on this mesh, and
-    `gap` the share of it by which the plan may be improvable: 0 is proven best. `cost` is the simulated step.
-    `options` are the static and donated arguments that the function was traced with, `nnx` whether it takes nnx objects.
-    `live` and `traced` are there when the plan was made in this process; a loaded plan gets them from `apply` or `compile`.
+    `bound` is a lower bound on `objective_s`, the linear price (nothing overlapped) that the search minimises on
+    this mesh, and `gap` the share of it by which the plan may be improvable: 0 is proven best. `cost` is the
+    simulated step. `options` are the static and donated arguments that the function was traced with, `nnx` whether
+    it takes nnx objects. `live` and `traced` are there when the plan was made in this process; a loaded plan gets
+    them from `apply` or `compile`.
     """
 
     function: str
@@ -151,7 +154,8 @@ class Plan:
 
     @property
     def in_shardings(self) -> Any:
-        """PartitionSpecs shaped like the arguments: (args, kwargs) gives `args`, or (args, kwargs) if there are keywords.
+        """PartitionSpecs shaped like the arguments: (args, kwargs) gives `args`, or (args, kwargs) if there are
+        keywords.
 
         A plan loaded from a file that has not met its function yet gives nested dictionaries by path.
         """
@@ -200,7 +204,8 @@ class Plan:
 
     def __repr__(self) -> str:
         axes = ", ".join(f"{a}={n}" for a, n in self.mesh.sizes.items())
-        return f"<Plan of {self.function} on {self.topology}: mesh {axes}, {self.cost.step_s * 1e3:.3g} ms per step, gap {self.gap:.2%}>"
+        step = f"{self.cost.step_s * 1e3:.3g} ms per step, gap {self.gap:.2%}"
+        return f"<Plan of {self.function} on {self.topology}: mesh {axes}, {step}>"
 
     # ---- files ----
     def save(self, path: str) -> None:

@@ -64,14 +64,20 @@ def exact_reason(priced: Priced, choice: Sequence[int], value: int, pinned: bool
     forms = forms_of(priced, value)
     costs = priced.problem.node_costs[node].astype(float).copy()
     costs[[i for i, f in enumerate(forms) if f == forms[choice[node]]]] = np.inf
-    changed = replace(priced.problem, node_costs=(*priced.problem.node_costs[:node], costs, *priced.problem.node_costs[node + 1 :]))
+    changed = replace(
+        priced.problem, node_costs=(*priced.problem.node_costs[:node], costs, *priced.problem.node_costs[node + 1 :])
+    )
     solution = solve(changed, time_limit_s=time_limit_s)
     if solution.choice is None:
         return Reason("memory" if priced.problem.memory_limit is not None else "only legal", None, True)
     extra = solution.cost - total_cost(priced, choice)
     runner_up = Alternative(Sharding(forms[solution.choice[node]]), float(extra))
     free = solve(replace(priced.problem, memory_limit=None), time_limit_s=time_limit_s)
-    if free.choice is not None and forms[free.choice[node]] != forms[choice[node]] and free.cost < total_cost(priced, choice) * (1 - 1e-9):
+    if (
+        free.choice is not None
+        and forms[free.choice[node]] != forms[choice[node]]
+        and free.cost < total_cost(priced, choice) * (1 - 1e-9)
+    ):
         return Reason("memory", runner_up, True)
     return Reason("cheapest" if extra > 1e-12 else "tied", runner_up, True)
 

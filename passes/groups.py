@@ -50,7 +50,7 @@ class Want:
     """`consumer` needs `value` with its dimensions cut as `slots` say.
 
     role "operand": as operand `operand` of operation `visit`; "enter": as initial value of the loop carry `target`;
-    "return": as the value that an iteration hands to carry `target`; "stack": as one iteration's part of the stacked result
+    "return": as what an iteration hands to carry `target`; "stack": as one iteration's part of the stacked result
     `target`; "output": as result number `target` of the program. `repeats` are later operands of the same group that
     are served by the same moved copy.
     """

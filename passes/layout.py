@@ -22,7 +22,8 @@ from passes.grouping import group_values
 from passes.groups import Group
 from passes.ir import Graph, Sharding
 from passes.meshes import possible_cuts
-from passes.price import Priced, Pricer, Program, all_strategies, analyse, price
+from passes.price import Priced, Pricer, all_strategies, price
+from passes.program import Program, analyse
 from passes.realize import Realized, realize
 from passes.solve import Solution, solve
 from passes.strategies import Strategy, enumerate_moves, enumerate_strategies, enumerate_tied
@@ -70,7 +71,9 @@ class Found:
 
     @property
     def gap(self) -> float:
-        return max(0.0, (self.cost_s - self.bound_s) / self.cost_s) if self.cost_s else 0.0
+        """Share of the price that may be improvable; 0 when proven best (floating point proves to about 1e-9)."""
+        gap = max(0.0, (self.cost_s - self.bound_s) / self.cost_s) if self.cost_s else 0.0
+        return 0.0 if self.status == "optimal" and gap < 1e-8 else gap
 
 
 def search_layout(

@@ -1,95 +1,32 @@
 """From groups and strategies to an assignment problem: seconds per strategy, seconds per pair, bytes over time.
 
-The price is linear: computing, plus every collective as if nothing hid it. Collectives that nothing waits for in the forward
-and backward pass (gradient reductions, parameter gathers) are combined by the compiler, so they share one latency in
-proportion to their bytes instead of paying one each.
+The price is linear: computing, plus every collective as if nothing hid it. Collectives that nothing waits for in the
+forward and backward pass (gradient reductions, parameter gathers) are combined by the compiler, so they share one
+latency in proportion to their bytes instead of paying one each.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from cost_model.compute import op_time_s
 from cost_model.mesh import LogicalMesh
-from passes.groups import Group, Grouping, Place, Want
-from passes.ir import Graph, Literal, Op, Visit
-from passes.memory import Life, Lives, lives
+from passes.groups import Group, Place, Slot, Want
+from passes.ir import Literal
+from passes.memory import Life
+from passes.program import Program
 from passes.reshard import Dims, Reshards, ReshardTable, combined_s
-from passes.rules import rule_for
 from passes.solve import Edge, MemoryItem, Problem
 from passes.strategies import ARRIVING, Strategy, enumerate_strategies
 
 FAMILY = {
-    "contraction": "contraction", "elementwise": "elementwise", "reduction": "reduction", "movement": "copy", "indexing": "gather",
-    "free": "elementwise", "opaque": "other",
+    "contraction": "contraction", "elementwise": "elementwise", "reduction": "reduction", "movement": "copy",
+    "indexing": "gather", "free": "elementwise", "opaque": "other",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Program:
-    """What planning knows of a graph before a mesh is chosen."""
-
-    graph: Graph
-    grouping: Grouping
-    lives: Lives
-    count: Mapping[int, int]  # how often a value is made in one step
-    reaches: frozenset[int]  # values that some later contraction depends on
-    readers: Mapping[int, int]  # wants of a value by operations that lead groups
-    parameter_bytes: int  # inputs that are carried to the next step and read by more than their own update
-    late_bytes: Mapping[int, int]  # by count: bytes of contraction results that no contraction depends on (gradients)
-
-
-def analyse(graph: Graph, grouping: Grouping) -> Program:
-    count: dict[int, int] = dict.fromkeys(graph.inputs, 1)
-    for v in grouping.visits:
-        for region in v.op.regions:
-            for b in region.inputs:
-                count[b] = v.count * region.trip_count
-        for r in v.op.outputs:
-            count[r] = v.count
-    reaches = _reaching(graph)
-    readers: dict[int, int] = {}
-    for w in grouping.wants:
-        leads = grouping.groups[w.consumer].leader
-        if w.role == "operand" and leads is not None and w.visit is not None and leads.op is w.visit.op and grouping.groups[w.consumer].kind == "op":
-            readers[w.value] = readers.get(w.value, 0) + 1
-    carried = {graph.inputs[i] for i in graph.carried.values()}
-    parameters = sum(graph.values[v].size_bytes for v in carried if v in reaches)
-    late: dict[int, int] = {}
-    for g in grouping.groups.values():
-        if g.kind == "op" and g.leader is not None and g.root not in reaches and g.root in graph.values:
-            late[g.leader.count] = late.get(g.leader.count, 0) + graph.values[g.root].size_bytes
-    return Program(graph, grouping, lives(graph, grouping), count, frozenset(reaches), readers, parameters, late)
-
-
-def _reaching(graph: Graph) -> set[int]:
-    """Values from which a contraction or an indexing operation is reached."""
-    found: set[int] = set()
-
-    def region(ops: tuple[Op, ...]) -> None:
-        for op in reversed(ops):
-            if op.primitive == "scan" and op.regions:
-                body = op.regions[0]
-                for _ in range(2):  # a carry reaches what the next iteration reaches
-                    for out, result in zip(body.outputs, op.outputs, strict=True):
-                        if result in found and not isinstance(out, Literal):
-                            found.add(out)
-                    first = int(op.params["num_consts"])
-                    for k in range(int(op.params["num_carry"])):
-                        out = body.outputs[k]
-                        if body.inputs[first + k] in found and not isinstance(out, Literal):
-                            found.add(out)
-                    region(body.ops)
-                found.update(o for o, b in zip(op.inputs, body.inputs, strict=True) if b in found and not isinstance(o, Literal))
-            elif op.regions or rule_for(graph, op).kind in ("contraction", "indexing") or any(r in found for r in op.outputs):
-                found.update(o for o in op.inputs if not isinstance(o, Literal))
-
-    region(graph.ops)
-    return found
 
 
 @dataclass(frozen=True)
@@ -119,6 +56,7 @@ class Pricer:
         self.chip = mesh.topology.chip
         self.reshards = Reshards(mesh)
         self._prices: dict[tuple[str, tuple[str, ...], float, float], float] = {}
+        self._pieces: dict[tuple[str, ...], int] = {}
 
     # ---- single prices ----
     def collective(self, kind: str, axes: tuple[str, ...], size_bytes: float, latency_share: float = 1.0) -> float:
@@ -128,13 +66,17 @@ class Pricer:
         return self._prices[key]
 
     def latency_share(self, value: int, group: Group) -> float:
-        """1 for a collective on the critical path; else the part of one combined collective's latency that is this value's."""
+        """1 for a collective on the critical path; else the part of one combined collective's latency that is this
+        value's."""
         size = self.graph.values[value].size_bytes
         if group.kind == "input" and self.program.count.get(value, 1) == 1:
             return _share(size, self.program.parameter_bytes)
         if value not in self.program.reaches:
             once = self.program.count.get(value, 1) == 1
-            return _share(size, self.program.parameter_bytes if once else self.program.late_bytes.get(self.program.count[value], 0))
+            return _share(
+                size,
+                self.program.parameter_bytes if once else self.program.late_bytes.get(self.program.count[value], 0),
+            )
         return 1.0
 
     def table(self, value: int, group: Group) -> ReshardTable:
@@ -142,13 +84,19 @@ class Pricer:
         return self.reshards.table(v.shape, v.itemsize, self.latency_share(value, group))
 
     # ---- nodes ----
-    def cuts(self, strategies: tuple[Strategy, ...], slots: tuple[object, ...]) -> np.ndarray:
+    def cuts(self, strategies: tuple[Strategy, ...], slots: tuple[Slot, ...]) -> np.ndarray:
         """Per strategy, into how many pieces an array is cut whose dimensions have these slots."""
-        out = np.ones(len(strategies))
-        for i, s in enumerate(strategies):
-            for slot in slots:
-                out[i] *= self.mesh.size(s.axes_of(slot)) if slot is not None else 1  # type: ignore[arg-type]
-        return out
+        wanted = [slot for slot in slots if slot is not None]
+        if not wanted:
+            return np.ones(len(strategies))
+        pieces = [_product(self.pieces(s.axes_of(slot)) for slot in wanted) for s in strategies]
+        return np.array(pieces, dtype=np.float64)
+
+    def pieces(self, axes: tuple[str, ...]) -> int:
+        """Into how many pieces these axes cut."""
+        if axes not in self._pieces:
+            self._pieces[axes] = self.mesh.size(axes)
+        return self._pieces[axes]
 
     def node(self, group: Group, strategies: tuple[Strategy, ...]) -> tuple[np.ndarray, np.ndarray]:
         """(compute, communication) seconds per strategy."""
@@ -242,28 +190,32 @@ class Pricer:
         consumer = self.grouping.groups[want.consumer]
         table = self.table(want.value, group)
         has_copy = self.program.readers.get(want.value, 0) > 1
-        rows: dict[object, int] = {}
-        cols: dict[object, int] = {}
-        row_of = np.array(
-            [
-                rows.setdefault((self.form(want.value, s), self.form(want.value, s, has_copy), frozenset(s.partial)), len(rows))
-                for s in source
-            ]
+        rows: dict[tuple[Dims, Dims, frozenset[str]], int] = {}
+        cols: dict[tuple[Dims, frozenset[str]], int] = {}
+        row_of = np.empty(len(source), dtype=np.int64)
+        for i, s in enumerate(source):
+            form, copy = self.form(want.value, s), self.form(want.value, s, has_copy)
+            row_of[i] = rows.setdefault((form, copy, frozenset(s.partial)), len(rows))
+        sums = (
+            consumer.sums
+            and want.role == "operand"
+            and want.visit is not None
+            and consumer.leader is not None
+            and want.visit.op is consumer.leader.op
         )
-        sums = consumer.sums and want.role == "operand" and want.visit is not None and consumer.leader is not None and want.visit.op is consumer.leader.op
-        col_of = np.array(
-            [cols.setdefault((s.form(want.slots), frozenset(s.axes_of(ARRIVING)) if sums else frozenset()), len(cols)) for s in target]
-        )
+        col_of = np.empty(len(target), dtype=np.int64)
+        for i, s in enumerate(target):
+            arriving = frozenset(s.axes_of(ARRIVING)) if sums else frozenset()
+            col_of[i] = cols.setdefault((s.form(want.slots), arriving), len(cols))
         index = table.forms.index
-        forms = np.array([index.get(f, -1) for f, _, _ in rows])  # type: ignore[misc]
-        copies = np.array([index.get(c, -1) for _, c, _ in rows])  # type: ignore[misc]
-        wanted = np.array([index.get(f, -1) for f, _ in cols])  # type: ignore[misc]
+        forms = np.array([index.get(form, -1) for form, _, _ in rows])
+        copies = np.array([index.get(copy, -1) for _, copy, _ in rows])
+        wanted = np.array([index.get(form, -1) for form, _ in cols])
         matrix = np.minimum(table.cost[np.ix_(forms, wanted)], table.cost[np.ix_(copies, wanted)]) * want.count
         matrix[forms < 0, :] = np.inf
         matrix[:, wanted < 0] = np.inf
-        arrives = [p for _, p in cols]  # type: ignore[misc]
-        for i, (_, _, partial) in enumerate(rows):  # type: ignore[misc]
-            for j, expected in enumerate(arrives):
+        for i, (_, _, partial) in enumerate(rows):
+            for j, (_, expected) in enumerate(cols):
                 # An unfinished sum is read as it is, or not at all.
                 if partial != expected or (partial and forms[i] != wanted[j]):
                     matrix[i, j] = np.inf
@@ -275,7 +227,9 @@ class Pricer:
         return place
 
     # ---- memory ----
-    def memory(self, strategies: Mapping[int, tuple[Strategy, ...]]) -> tuple[dict[tuple[int, int, int], np.ndarray], list[Life]]:
+    def memory(
+        self, strategies: Mapping[int, tuple[Strategy, ...]]
+    ) -> tuple[dict[tuple[int, int, int], np.ndarray], list[Life]]:
         """Bytes per strategy by (group, start, end), and lives of values that no decision cuts."""
         items: dict[tuple[int, int, int], np.ndarray] = {}
         loose: list[Life] = []
@@ -293,7 +247,12 @@ class Pricer:
                 loose.append(life)
                 continue
             size = self.graph.values[life.value].size_bytes
-            add(place.group, life.start, life.end, size / self.cuts(strategies[place.group], tuple(c if c >= 0 else None for c in place.dims)))
+            add(
+                place.group,
+                life.start,
+                life.end,
+                size / self.cuts(strategies[place.group], tuple(c if c >= 0 else None for c in place.dims)),
+            )
         position = {v.op.id: i for i, v in enumerate(self.grouping.visits)}
         for g, options in strategies.items():
             group = self.grouping.groups[g]
@@ -310,14 +269,18 @@ class Pricer:
                 out.add(o)
         return out
 
-    def shared_memory(self, group: Group, options: tuple[Strategy, ...], position: Mapping[int, int], add: object) -> None:
+    def shared_memory(
+        self, group: Group, options: tuple[Strategy, ...], position: Mapping[int, int], add: Callable[[int, int, int, np.ndarray], None]
+    ) -> None:
         for v in self.shared_members(group):
             at = [position[w.visit.op.id] for w in self.grouping.wants if w.value == v and w.visit is not None]
             usage = np.zeros(len(options))
             for i, s in enumerate(options):
                 if s.shared is not None:
-                    usage[i] = self.graph.values[v].size_bytes / math.prod(self.mesh.size(a) for a in self.form(v, s, shared=True))
-            add(group.id, min(at), max(at) + 1, usage)  # type: ignore[operator]
+                    usage[i] = self.graph.values[v].size_bytes / math.prod(
+                        self.pieces(a) for a in self.form(v, s, shared=True)
+                    )
+            add(group.id, min(at), max(at) + 1, usage)
 
     # ---- all together ----
     def price(self, strategies: Mapping[int, tuple[Strategy, ...]], memory_limit: float | None) -> Priced:
@@ -343,15 +306,19 @@ class Pricer:
         constant = float(sum(self.graph.values[x.value].size_bytes for x in loose))
         limit = None if memory_limit is None else memory_limit - constant
         problem = Problem(tuple(compute[g] + communication[g] for g in order), edges, memory, limit)
-        return Priced(self.program, self.mesh, order, strategies, compute, communication, problem, constant, self.reshards)
+        return Priced(
+            self.program, self.mesh, order, strategies, compute, communication, problem, constant, self.reshards
+        )
 
 
 def _share(size_bytes: int, total_bytes: int) -> float:
     return size_bytes / max(total_bytes, size_bytes, 1)
 
 
-def price(program: Program, mesh: LogicalMesh, strategies: Mapping[int, tuple[Strategy, ...]], memory_limit: float | None) -> Priced:
-    """The assignment problem for these strategies per group."""
+def price(
+    program: Program, mesh: LogicalMesh, strategies: Mapping[int, tuple[Strategy, ...]], memory_limit: float | None
+) -> Priced:
+    """The assignment problem for these strategies per group. To price several, keep one `Pricer`."""
     return Pricer(program, mesh).price(strategies, memory_limit)
 
 
@@ -364,10 +331,11 @@ def all_strategies(program: Program, mesh: LogicalMesh) -> dict[int, tuple[Strat
     return out
 
 
-def visit_bytes(graph: Graph, visit: Visit) -> int:
-    """Bytes of all operands and results of one run of an operation, uncut."""
-    arrays = [graph.value_of(o) for o in (*visit.op.inputs, *visit.op.outputs)]
-    return sum(a.itemsize * math.prod(a.shape) for a in arrays)
+def _product(numbers: Iterable[int]) -> int:
+    n = 1
+    for k in numbers:
+        n *= k
+    return n
 
 
 def _combine(u: int, v: int, parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Edge:

@@ -1,4 +1,5 @@
-"""From chosen strategies to the layout that lowering applies, and to the collectives that the compiled program must show."""
+"""From chosen strategies to the layout that lowering applies, and to the collectives that the compiled program must
+show."""
 
 from __future__ import annotations
 
@@ -11,6 +12,13 @@ from passes.ir import Dims, Layout, Literal, MoveKey, OpDecision, Reduction, Sha
 from passes.price import Priced, Pricer
 from passes.strategies import ARRIVING, Strategy
 
+_WHY = {
+    "operand": "brought to where it is used",
+    "enter": "brought to the loop",
+    "return": "handed to the next iteration",
+    "stack": "stacked",
+    "output": "leaves as it came",
+}
 _MANUAL_KINDS = frozenset({"contraction", "reduction", "indexing"})
 
 
@@ -18,9 +26,9 @@ _MANUAL_KINDS = frozenset({"contraction", "reduction", "indexing"})
 class PlannedCollective:
     """One collective of the plan.
 
-    kind as in `Step`; `axes` of the mesh; `size_bytes` the larger of one device's operand and result; `count` runs per step;
-    `op` the operation it belongs to (-1: it leaves the program), `value` the array that moves, `why` a short reason;
-    `late` whether nothing in the forward or backward pass waits for it.
+    kind as in `Step`; `axes` of the mesh; `size_bytes` the larger of one device's operand and result; `count` runs
+    per step; `op` the operation it belongs to (-1: it leaves the program), `value` the array that moves, `why` a
+    short reason; `late` whether nothing in the forward or backward pass waits for it.
     """
 
     kind: str
@@ -110,7 +118,9 @@ class _Realizer:
             steps = self.steps(want.value, group, start, target.dims)
         use = Use(want.value, target, shared, copy)
         at = self.position[want.visit.op.id] if want.visit is not None else self.end_of(want)
-        self.collect(steps, at, want.count, want.visit.op.id if want.visit is not None else -1, want.value, self.why(want))
+        self.collect(
+            steps, at, want.count, want.visit.op.id if want.visit is not None else -1, want.value, self.why(want)
+        )
         if want.role == "operand":
             assert want.visit is not None
             for visit, operand in ((want.visit, want.operand), *want.repeats):
@@ -152,13 +162,17 @@ class _Realizer:
         steps = self.steps(want.value, group, form.dims, gathered.dims)
         at = self.position[want.visit.op.id] if want.visit is not None else 0
         count = self.priced.program.count[want.value]
-        self.collect(steps, at, count, want.visit.op.id if want.visit is not None else -1, want.value, "gathered once for several uses")
+        self.collect(
+            steps,
+            at,
+            count,
+            want.visit.op.id if want.visit is not None else -1,
+            want.value,
+            "gathered once for several uses",
+        )
 
     def why(self, want: Want) -> str:
-        return {
-            "operand": "brought to where it is used", "enter": "brought to the loop", "return": "handed to the next iteration",
-            "stack": "stacked", "output": "leaves as it came",
-        }[want.role]  # fmt: skip
+        return _WHY[want.role]
 
     def collect(self, steps: tuple[Step, ...], at: int, count: int, op: int, value: int, why: str) -> None:
         late = value not in self.priced.program.reaches
@@ -200,7 +214,9 @@ class _Realizer:
         for r in strategy.reductions:
             kind = "all_reduce" if r.dim is None else "reduce_scatter"
             at = self.position[visit.op.id]
-            self.found.append((at, PlannedCollective(kind, r.axes, size, visit.count, visit.op.id, group.root, "partial sum", late)))
+            self.found.append(
+                (at, PlannedCollective(kind, r.axes, size, visit.count, visit.op.id, group.root, "partial sum", late))
+            )
             if r.dim is not None:
                 size //= self.mesh.size(r.axes)
 
@@ -212,15 +228,26 @@ class _Realizer:
         operand = op.inputs[0]
         assert not isinstance(operand, Literal)
         result = Sharding(tuple(strategy.classes[c] if c >= 0 else () for c in finish.result_dims))
-        self.ops[op.id] = OpDecision((self.values[operand],), (result,), (Reduction(axes, None, finish.combine),), True, (None,))
+        self.ops[op.id] = OpDecision(
+            (self.values[operand],), (result,), (Reduction(axes, None, finish.combine),), True, (None,)
+        )
         value = self.graph.values[op.outputs[0]]
         size = value.itemsize * math.prod(result.local_shape(value.shape, self.mesh.sizes))
         late = finish.result not in self.priced.program.reaches
         at = self.position[op.id]
-        self.found.append((at, PlannedCollective("all_reduce", axes, size, finish.visit.count, op.id, finish.result, "statistic", late)))
+        self.found.append(
+            (
+                at,
+                PlannedCollective(
+                    "all_reduce", axes, size, finish.visit.count, op.id, finish.result, "statistic", late
+                ),
+            )
+        )
 
     def follow(self, op_id: int, uses: dict[int, tuple[Use, Sharding]]) -> None:
         op = self.grouping.visits[self.position[op_id]].op
         forms = tuple(uses[i][1] if i in uses else None for i in range(len(op.inputs)))
         results = tuple(self.values.get(r) for r in op.outputs)
-        self.ops[op_id] = OpDecision(forms, results, (), False, tuple(uses[i][0] if i in uses else None for i in range(len(op.inputs))))
+        self.ops[op_id] = OpDecision(
+            forms, results, (), False, tuple(uses[i][0] if i in uses else None for i in range(len(op.inputs)))
+        )

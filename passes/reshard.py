@@ -9,7 +9,7 @@ hundred nodes), so pricing a pair of strategies is one look-up.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,12 +21,14 @@ from passes.ir import Sharding, Step
 
 Dims = tuple[tuple[str, ...], ...]
 
-# A path of several steps that costs the same as a shorter one is never wanted; a slice moves nothing but is not quite free.
+# A path of several steps that costs the same as a shorter one is never wanted; a slice moves nothing but is not
+# quite free.
 _SLICE_S = 1e-9
 
 
-# What joining a combined collective costs a tensor all the same, as a share of an all-reduce's latency: being copied in and
-# out. The same for every kind, so that one all-reduce is cheaper than a reduce-scatter and an all-gather of few bytes.
+# What joining a combined collective costs a tensor all the same, as a share of an all-reduce's latency: being copied
+# in and out. The same for every kind, so that one all-reduce is cheaper than a reduce-scatter and an all-gather of
+# few bytes.
 _JOINING = 0.02
 
 
@@ -86,7 +88,9 @@ class Forms:
             for d, on in enumerate(dims):
                 for k in range(1, len(on) + 1):
                     gathered = on[-k:]
-                    self._add(out, i, _put(dims, d, on[:-k]), "all_gather", gathered, d, -1, cut // _product(sizes, gathered))
+                    self._add(
+                        out, i, _put(dims, d, on[:-k]), "all_gather", gathered, d, -1, cut // _product(sizes, gathered)
+                    )
                 for other in range(len(dims)):
                     if other != d and on:
                         moved = _put(_put(dims, d, on[:-1]), other, (*dims[other], on[-1]))
@@ -99,7 +103,17 @@ class Forms:
                         self._add(out, i, _put(dims, d, (*on, a)), "slice", (a,), -1, d, cut)
         return tuple(out)
 
-    def _add(self, out: list[_Move], i: int, dims: Dims, kind: str, axes: tuple[str, ...], dim: int, to_dim: int, divisor: int) -> None:
+    def _add(
+        self,
+        out: list[_Move],
+        i: int,
+        dims: Dims,
+        kind: str,
+        axes: tuple[str, ...],
+        dim: int,
+        to_dim: int,
+        divisor: int,
+    ) -> None:
         j = self.index.get(dims)
         if j is not None:
             out.append(_Move(i, j, kind, axes, dim, to_dim, divisor))
@@ -178,7 +192,9 @@ class Reshards:
         return self._tables[key]
 
 
-def plan_reshard(shape: tuple[int, ...], itemsize: int, source: Sharding, target: Sharding, mesh: LogicalMesh) -> tuple[Step, ...]:
+def plan_reshard(
+    shape: tuple[int, ...], itemsize: int, source: Sharding, target: Sharding, mesh: LogicalMesh
+) -> tuple[Step, ...]:
     """The cheapest steps from `source` to `target` for one array of `shape`; empty when they are equal.
 
     Raises KeyError when one of them does not divide the shape.
@@ -187,7 +203,8 @@ def plan_reshard(shape: tuple[int, ...], itemsize: int, source: Sharding, target
 
 
 def _all_pairs(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Shortest paths between all pairs, and a node on the way (-1: the direct edge). Strict improvement keeps ties short."""
+    """Shortest paths between all pairs, and a node on the way (-1: the direct edge). Strict improvement keeps ties
+    short."""
     cost = cost.copy()
     middle = np.full(cost.shape, -1, dtype=np.int32)
     for k in range(len(cost)):
@@ -203,9 +220,9 @@ def _put(dims: Dims, d: int, on: tuple[str, ...]) -> Dims:
     return (*dims[:d], on, *dims[d + 1 :])
 
 
-def _product(sizes: Mapping[str, int], axes: object) -> int:
+def _product(sizes: Mapping[str, int], axes: Iterable[str]) -> int:
     n = 1
-    for a in axes:  # type: ignore[attr-defined]
+    for a in axes:
         n *= sizes[a]
     return n
 

@@ -1,9 +1,10 @@
-"""The legal ways to cut one decision group: every assignment of mesh axes to its classes or to its operation's factors."""
+"""The legal ways to cut one decision group: every assignment of mesh axes to its classes or to its operation's
+factors."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from passes.groups import Group, Slot
@@ -18,10 +19,10 @@ _KEEP = -1  # choice for a partial sum: leave it unfinished
 class Strategy:
     """One way to cut a group.
 
-    classes: axes per class, major to minor. factors: axes per factor of the leading operation (contracted ones included).
-    reductions: how partial sums are finished; `dim` is a class here. shared: axes per class of the copy that several
-    consumers of a member use together, or None where each makes its own. partial: axes over which the result stays an
-    unfinished sum, for the sum that reads it; that sum finds them under the factor ARRIVING.
+    classes: axes per class, major to minor. factors: axes per factor of the leading operation (contracted ones
+    included). reductions: how partial sums are finished; `dim` is a class here. shared: axes per class of the copy
+    that several consumers of a member use together, or None where each makes its own. partial: axes over which the
+    result stays an unfinished sum, for the sum that reads it; that sum finds them under the factor ARRIVING.
     """
 
     classes: tuple[Axes, ...]
@@ -56,7 +57,11 @@ def enumerate_strategies(group: Group, sizes: Mapping[str, int], shares: bool) -
 def enumerate_tied(group: Group, sizes: Mapping[str, int], tied: tuple[str, str], shares: bool) -> tuple[Strategy, ...]:
     """The strategies in which two axes go everywhere together, the first major."""
     both = "*".join(tied)
-    merged = {(both if a == tied[0] else a): (n * sizes[tied[1]] if a == tied[0] else n) for a, n in sizes.items() if a != tied[1]}
+    merged = {
+        (both if a == tied[0] else a): (n * sizes[tied[1]] if a == tied[0] else n)
+        for a, n in sizes.items()
+        if a != tied[1]
+    }
 
     def spell(axes: Axes) -> Axes:
         return tuple(b for a in axes for b in (tied if a == both else (a,)))
@@ -75,7 +80,9 @@ def enumerate_tied(group: Group, sizes: Mapping[str, int], tied: tuple[str, str]
     return tuple(out)
 
 
-def enumerate_moves(group: Group, strategy: Strategy, axis: str, sizes: Mapping[str, int], shares: bool) -> tuple[Strategy, ...]:
+def enumerate_moves(
+    group: Group, strategy: Strategy, axis: str, sizes: Mapping[str, int], shares: bool
+) -> tuple[Strategy, ...]:
     """Every place for one axis while the others stay as `strategy` has them, in every order within a dimension."""
     rest = _without(strategy, axis)
     base = tuple(_placed(group, rest, axis, sizes))
@@ -99,10 +106,10 @@ def _placed(group: Group, rest: Strategy, axis: str, sizes: Mapping[str, int]) -
     yield rest
     size = sizes[axis]
     if group.rule is None:
-        for c, on in enumerate(rest.classes):
-            if group.limits[c] % (size * _product(sizes, on)) == 0:
+        for k, on in enumerate(rest.classes):
+            if group.limits[k] % (size * _product(sizes, on)) == 0:
                 for longer in _insertions(on, axis):
-                    yield Strategy((*rest.classes[:c], longer, *rest.classes[c + 1 :]))
+                    yield Strategy((*rest.classes[:k], longer, *rest.classes[k + 1 :]))
         return
     for factor, finish in _choices(group):
         if factor is None:
@@ -110,7 +117,7 @@ def _placed(group: Group, rest: Strategy, axis: str, sizes: Mapping[str, int]) -
         on = dict(rest.factors).get(factor, ())
         if factor != ARRIVING and group.rule.sizes[factor] % (size * _product(sizes, on)):
             continue
-        c = group.factors.index(factor) if factor in group.factors else finish
+        c: int | None = group.factors.index(factor) if factor in group.factors else finish
         if c is not None and c != _KEEP and group.limits[c] % (size * _product(sizes, rest.classes[c])):
             continue
         for longer in _insertions(on, axis):
@@ -146,8 +153,8 @@ def _insertions(on: Axes, axis: str) -> Iterator[Axes]:
 
 
 def _choices(group: Group) -> list[tuple[str | None, int | None]]:
-    """What one axis may do: nothing, cut a factor, or cut a summed factor whose sum is then reduced (None), scattered onto a
-    class, or kept unfinished."""
+    """What one axis may do: nothing, cut a factor, or cut a summed factor whose sum is then reduced (None),
+    scattered onto a class, or kept unfinished."""
     rule = group.rule
     assert rule is not None
     classes = [c for c in range(len(group.factors)) if group.limits[c] > 1]
@@ -170,7 +177,8 @@ def _plain(limits: list[int], sizes: Mapping[str, int]) -> Iterator[Strategy]:
 
 
 def _of_operation(group: Group, sizes: Mapping[str, int]) -> Iterator[Strategy]:
-    """Each axis cuts nothing, a factor of the result, or a reduced factor that is then summed or scattered onto a class."""
+    """Each axis cuts nothing, a factor of the result, or a reduced factor that is then summed or scattered onto a
+    class."""
     rule = group.rule
     assert rule is not None
     axes = tuple(sizes)
@@ -207,7 +215,11 @@ def _of_operation(group: Group, sizes: Mapping[str, int]) -> Iterator[Strategy]:
 
 
 def _legal(
-    group: Group, by_factor: dict[str, list[str]], scattered: dict[int, list[str]], class_of: dict[str, int], sizes: Mapping[str, int]
+    group: Group,
+    by_factor: dict[str, list[str]],
+    scattered: dict[int, list[str]],
+    class_of: dict[str, int],
+    sizes: Mapping[str, int],
 ) -> bool:
     assert group.rule is not None
     for f, on in by_factor.items():
@@ -235,8 +247,8 @@ def _with_shared(strategy: Strategy) -> Iterator[Strategy]:
         yield Strategy(strategy.classes, strategy.factors, strategy.reductions, shared, strategy.partial)
 
 
-def _product(sizes: Mapping[str, int], axes: object) -> int:
+def _product(sizes: Mapping[str, int], axes: Iterable[str]) -> int:
     n = 1
-    for a in axes:  # type: ignore[attr-defined]
+    for a in axes:
         n *= sizes[a]
     return n

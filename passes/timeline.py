@@ -11,8 +11,8 @@ from passes.realize import PlannedCollective, Realized
 def simulate_plan(priced: Priced, realized: Realized) -> Timeline:
     """Issue every operation in order; a collective starts when its array is ready and its axes' links are free.
 
-    A loop is one iteration with all durations times the trip count: overlap inside an iteration counts, prefetching from the
-    next iteration does not.
+    A loop is one iteration with all durations times the trip count: overlap inside an iteration counts, prefetching
+    from the next iteration does not.
     """
     return simulate(tasks(priced, realized), priced.mesh.topology.chip.overlaps_collectives)
 
@@ -67,15 +67,24 @@ class _Builder:
             self.pending = []
 
     def move(self, c: PlannedCollective) -> int:
-        """A collective on an operand; arguments of the step are there from the start, so that their moves can run ahead."""
+        """A collective on an operand; arguments of the step are there from the start, so that their moves can run
+        ahead."""
         group = self.priced.program.grouping.place(c.value)
         kind = self.priced.program.grouping.groups[group.group].kind if group is not None else ""
-        after = (self.ready[c.value],) if c.value in self.ready else ((self.last,) if kind != "input" and self.last >= 0 else ())
+        after = (
+            (self.ready[c.value],)
+            if c.value in self.ready
+            else ((self.last,) if kind != "input" and self.last >= 0 else ())
+        )
         return self.communicate(c, after)
 
     def communicate(self, c: PlannedCollective, after: tuple[int, ...]) -> int:
         group = self.priced.program.grouping.place(c.value)
-        share = self.pricer.latency_share(c.value, self.priced.program.grouping.groups[group.group]) if group is not None else 1.0
+        share = (
+            self.pricer.latency_share(c.value, self.priced.program.grouping.groups[group.group])
+            if group is not None
+            else 1.0
+        )
         small = not self.priced.program.graph.values[c.value].shape
         seconds = 0.0 if small else c.count * self.pricer.collective(c.kind, c.axes, float(c.size_bytes), share)
         return self._add(" ".join(c.axes), seconds, after, c.kind)

@@ -12,8 +12,8 @@ from parallelizer import aot
 from parallelizer.errors import TooFewDevicesError, UnknownTopologyError
 
 _TPU_KINDS = {
-    "TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e", "TPU v6e": "v6e",
-    "TPU7x": "v7x", "TPU v7x": "v7x",
+    "TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e", "TPU7x": "v7x", "TPU v7x": "v7x",
 }  # fmt: skip
 _GPU_KINDS = ("gb200", "b200", "h200", "h100", "a100")
 
@@ -53,7 +53,8 @@ def _tpu(found: list[Any], kind: str) -> tuple[Topology, list[Any]]:
 
 
 def devices_of(topology: Topology, devices: Sequence[Any] | None = None) -> list[Any]:
-    """Devices for a topology: those given, else those present when they are of its kind, else descriptions to compile for."""
+    """Devices for a topology: those given, else those present when they are of its kind, else descriptions to
+    compile for."""
     if devices is not None:
         if len(devices) < topology.num_devices:
             raise TooFewDevicesError.of(topology.num_devices, len(devices), topology.platform)

@@ -32,7 +32,10 @@ class Program:
         self.out_shardings = jax.tree.unflatten(traced.out_tree, self.out_leaves)
         flat = lower(graph, layout, mesh)
         self.jitted = jax.jit(
-            self._function(flat), in_shardings=self.in_shardings, out_shardings=self.out_shardings, donate_argnums=self._donated()
+            self._function(flat),
+            in_shardings=self.in_shardings,
+            out_shardings=self.out_shardings,
+            donate_argnums=self._donated(),
         )
 
     def _donated(self) -> tuple[int, ...]:

@@ -1,8 +1,8 @@
 """The graph that every pass reads: operations in program order over single-assignment values.
 
-A `Graph` is made by the tracer from a jaxpr. Calls (`jit`, `checkpoint`, `custom_jvp`, ...) are inlined, loops keep their
-body as a `Region` with a trip count. Value ids are unique over the whole graph, regions included, so that one table
-describes every value and a decision about a value never needs to say in which region it lives.
+A `Graph` is made by the tracer from a jaxpr. Calls (`jit`, `checkpoint`, `custom_jvp`, ...) are inlined, loops keep
+their body as a `Region` with a trip count. Value ids are unique over the whole graph, regions included, so that one
+table describes every value and a decision about a value never needs to say in which region it lives.
 """
 
 from __future__ import annotations
@@ -77,8 +77,9 @@ class Region:
 class Op:
     """One operation. `binding` is opaque to passes: what lowering needs to run it (the jaxpr's equation).
 
-    A `scan` has operands (consts, carry, xs), results (carry, ys), one region whose inputs are (consts, carry, x slices)
-    and whose outputs are (carry, y slices); params hold `num_consts`, `num_carry`, `length`, `reverse` whatever the JAX version.
+    A `scan` has operands (consts, carry, xs), results (carry, ys), one region whose inputs are (consts, carry, x
+    slices) and whose outputs are (carry, y slices); params hold `num_consts`, `num_carry`, `length`, `reverse`
+    whatever the JAX version.
     """
 
     id: int
@@ -96,8 +97,8 @@ class Op:
 class Graph:
     """A traced function.
 
-    `input_paths[i]` / `output_paths[i]` name the pytree leaf ("state/params/w"), `donated` holds positions of inputs whose
-    buffer the outputs may reuse, `carried` maps an output position to the input position that it replaces in the next
+    `input_paths[i]` / `output_paths[i]` name the pytree leaf ("state/params/w"), `donated` holds positions of inputs
+    whose buffer the outputs may reuse, `carried` maps an output position to the input position that it replaces in the next
     step (training state leaves with the sharding it came with). `constants` are arrays that the function closed over.
     """
 
@@ -120,7 +121,8 @@ class Graph:
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """An operation met by `walk`: how often it runs in one step, and the operations that enclose it, outermost first."""
+    """An operation met by `walk`: how often it runs in one step, and the operations that enclose it, outermost
+    first."""
 
     op: Op
     count: int

@@ -65,7 +65,8 @@ class Sharding:
 
 @dataclass(frozen=True, slots=True)
 class Reduction:
-    """How an operation finishes a partial sum: `dim` None is an all-reduce, else a reduce-scatter onto that result dimension."""
+    """How an operation finishes a partial sum: `dim` None is an all-reduce, else a reduce-scatter onto that result
+    dimension."""
 
     axes: tuple[str, ...]
     dim: int | None
@@ -77,8 +78,8 @@ class Step:
     """One collective of a reshard on the way to the sharding `to`.
 
     kind: "all_gather" | "all_to_all" | "permute" | "slice" | "all_reduce" | "reduce_scatter".
-    `axes` are the mesh axes involved, `dim` the dimension gathered / left, `to_dim` the dimension cut (all_to_all, slice).
-    `size_bytes` is the larger of one device's operand and result (0 for a slice).
+    `axes` are the mesh axes involved, `dim` the dimension gathered / left, `to_dim` the dimension cut (all_to_all,
+    slice). `size_bytes` is the larger of one device's operand and result (0 for a slice).
     """
 
     kind: str
@@ -94,9 +95,9 @@ class Use:
     """Where an operand comes from when an operation wants it in another sharding.
 
     `source` is the value that is moved: the operand itself, or what it repeats (a broadcast is made anew from its moved
-    source). `target` is the sharding that the source is moved to. `shared` says that the moves start from the source's shared
-    copy, not from the source. Uses with one `copy` number are served by one moved copy, made at the first of them; moves
-    under different numbers are really repeated.
+    source). `target` is the sharding that the source is moved to. `shared` says that the moves start from the
+    source's shared copy, not from the source. Uses with one `copy` number are served by one moved copy, made at the
+    first of them; moves under different numbers are really repeated.
     """
 
     source: int
@@ -109,9 +110,9 @@ class Use:
 class OpDecision:
     """What lowering must do at one operation.
 
-    `operands[i]` is the sharding that operand i is brought to before the operation (None: whatever it has), `results[i]`
-    the sharding of result i afterwards, `reductions` are applied in order to the local result. `manual` asks for a local
-    program (shard_map) so that the compiler has no choice left.
+    `operands[i]` is the sharding that operand i is brought to before the operation (None: whatever it has),
+    `results[i]` the sharding of result i afterwards, `reductions` are applied in order to the local result. `manual`
+    asks for a local program (shard_map) so that the compiler has no choice left.
     """
 
     operands: tuple[Sharding | None, ...]
@@ -129,9 +130,9 @@ MoveKey = tuple[tuple[int, ...], int, Dims, Dims]  # shape, bytes of an element,
 class Layout:
     """A whole program's cut: the sharding of every value at its definition, shared copies, and decisions per operation.
 
-    `shared[v]` is the one resharded copy of value v that several consumers use (a parameter gathered once for the forward
-    and the backward pass). `moves` are the steps of every reshard that the plan has; equal ones are made equally. A value
-    whose sharding has `partial` axes is an unfinished sum over them.
+    `shared[v]` is the one resharded copy of value v that several consumers use (a parameter gathered once for the
+    forward and the backward pass). `moves` are the steps of every reshard that the plan has; equal ones are made
+    equally. A value whose sharding has `partial` axes is an unfinished sum over them.
     """
 
     axis_sizes: tuple[tuple[str, int], ...]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from passes.rules.notation import Rule, letters, rule_of
+from passes.rules.notation import DimFactors, Rule, letters, rule_of
 from passes.rules.registry import View, rule
 
 
@@ -28,6 +28,8 @@ def _free(view: View) -> Rule:
     shape = view.results[0]
     names = letters(len(shape))
     operands = tuple(tuple(() for _ in s) for s in view.operands)
-    results = (tuple((n,) for n in names),)
-    results += tuple(tuple(() for _ in s) for s in view.results[1:])
-    return rule_of(operands, results, dict(zip(names, shape, strict=True)), flop=float(view.result_elements), kind="free")
+    first: tuple[DimFactors, ...] = tuple((n,) for n in names)
+    results = (first, *(tuple(() for _ in s) for s in view.results[1:]))
+    return rule_of(
+        operands, results, dict(zip(names, shape, strict=True)), flop=float(view.result_elements), kind="free"
+    )

@@ -8,10 +8,11 @@ from passes.rules.registry import View, rule
 
 @rule("gather")
 def gather(view: View) -> Rule:
-    """Batch dimensions follow the indices, whole slices follow the operand, picked rows may be cut (masked, then summed).
+    """Batch dimensions follow the indices, whole slices follow the operand, picked rows may be cut (masked, then
+    summed).
 
-    A dimension of which only part is read per index stays whole. With rows cut, every device reads what it holds and the
-    results add up, so the factor counts as reduced.
+    A dimension of which only part is read per index stays whole. With rows cut, every device reads what it holds and
+    the results add up, so the factor counts as reduced.
     """
     d = view.params["dimension_numbers"]
     operand, indices = view.operands[0], view.operands[1]
@@ -47,7 +48,8 @@ def gather(view: View) -> Rule:
 
 @rule("scatter-add", "scatter_add")
 def scatter_add(view: View) -> Rule:
-    """Updates along batch dimensions of the indices leave partial sums; rows of the result may be cut without moving anything."""
+    """Updates along batch dimensions of the indices leave partial sums; rows of the result may be cut without moving
+    anything."""
     return _scatter(view, reduces=True)
 
 

@@ -1,4 +1,5 @@
-"""Operations that move elements without computing: a dimension passes where it stays as it is, and is whole where not."""
+"""Operations that move elements without computing: a dimension passes where it stays as it is, and is whole where
+not."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ def broadcast_in_dim(view: View) -> Rule:
     shape = view.results[0]
     names = letters(len(shape))
     operand = [
-        (names[to],) if size == shape[to] else () for size, to in zip(view.operands[0], view.params["broadcast_dimensions"], strict=True)
+        (names[to],) if size == shape[to] else ()
+        for size, to in zip(view.operands[0], view.params["broadcast_dimensions"], strict=True)
     ]
     rest = tuple(tuple(() for _ in s) for s in view.operands[1:])
     return rule_of((tuple(operand), *rest), (tuple((n,) for n in names),), dict(zip(names, shape, strict=True)))
@@ -42,8 +44,8 @@ def reshape(view: View) -> Rule:
 def reshape_rule(source: tuple[int, ...], target: tuple[int, ...]) -> Rule:
     """Dimensions are matched in runs of equal products; within a run, a common major factor passes through.
 
-    A run that splits ("(h e) -> h e") or merges cuts into factors wherever the running products divide each other. Where they
-    do not, the run has no common factors and stays whole.
+    A run that splits ("(h e) -> h e") or merges cuts into factors wherever the running products divide each other. Where
+    they do not, the run has no common factors and stays whole.
     """
     left: list[DimFactors] = [() for _ in source]
     right: list[DimFactors] = [() for _ in target]
@@ -64,7 +66,13 @@ def reshape_rule(source: tuple[int, ...], target: tuple[int, ...]) -> Rule:
 
 
 def _factor_run(
-    source: tuple[int, ...], target: tuple[int, ...], i0: int, j0: int, left: list[DimFactors], right: list[DimFactors], sizes: dict[str, int]
+    source: tuple[int, ...],
+    target: tuple[int, ...],
+    i0: int,
+    j0: int,
+    left: list[DimFactors],
+    right: list[DimFactors],
+    sizes: dict[str, int],
 ) -> None:
     """Cut one run of equal product at the union of both sides' boundaries, from the major end."""
     bounds_s, bounds_t = _boundaries(source), _boundaries(target)

@@ -29,10 +29,10 @@ class Rule:
 
     operands / results: per array, per dimension, the factors that make it up (major to minor; empty: must stay whole).
     sizes: elements of each factor. reduced: factors on operands only, and how the pieces combine ("sum", "max", "min",
-    "and", "or", "prod"). fixed: factors that must not be cut. indexed: factors of an operand or result that are addressed
-    by index values (rows of an embedding table): cutting them is local after shifting and masking the indices.
-    flop: floating point operations of the whole operation. kind: "elementwise" | "contraction" | "reduction" | "movement" |
-    "indexing" | "free" (generated in place in any sharding) | "opaque" (unknown: everything whole).
+    "and", "or", "prod"). fixed: factors that must not be cut. indexed: factors of an operand or result that are
+    addressed by index values (rows of an embedding table): cutting them is local after shifting and masking the indices.
+    flop: floating point operations of the whole operation. kind: "elementwise" | "contraction" | "reduction" |
+    "movement" | "indexing" | "free" (generated in place in any sharding) | "opaque" (unknown: everything whole).
     """
 
     operands: tuple[tuple[DimFactors, ...], ...]
@@ -45,7 +45,8 @@ class Rule:
     kind: str = "movement"
 
     def cuttable(self) -> tuple[str, ...]:
-        """Factors that an axis may be assigned to: the major factor of every dimension where it occurs, size above 1."""
+        """Factors that an axis may be assigned to: the major factor of every dimension where it occurs, size above
+        1."""
         minor = {f for dims in (*self.operands, *self.results) for dim in dims for f in dim[1:]}
         seen = dict.fromkeys(f for dims in (*self.results, *self.operands) for dim in dims for f in dim)
         return tuple(f for f in seen if f not in minor and f not in self.fixed and self.sizes[f] > 1)
@@ -98,7 +99,9 @@ def parse(
             raise RuleError(f"rule {text!r}: {len(arrays)} {what}s are described, the operation has {len(shapes)}")
         for i, (dims, shape) in enumerate(zip(arrays, shapes, strict=True)):
             if len(dims) != len(shape):
-                raise RuleError(f"rule {text!r}: {what} {i} has {len(dims)} dimensions in the rule, {len(shape)} in the program")
+                raise RuleError(
+                    f"rule {text!r}: {what} {i} has {len(dims)} dimensions in the rule, {len(shape)} in the program"
+                )
     known = dict(sizes or {})
     for dims, shape in zip((*operands, *results), (*operand_shapes, *result_shapes), strict=True):
         for dim, size in zip(dims, shape, strict=True):

@@ -1,8 +1,8 @@
 """Primitive name -> the function that makes its rule. A new primitive is one decorated function, usually of one line:
 
-    @rule("reverse_cumsum")
-    def _(view):
-        return view.einsum("b s -> b s", fixed={"s"})
+@rule("reverse_cumsum")
+def _(view):
+    return view.einsum("b s -> b s", fixed={"s"})
 """
 
 from __future__ import annotations
@@ -42,17 +42,24 @@ class View:
         return Rule(operands, results, {}, kind="opaque")
 
     def elementwise(self, flop_per_element: float = 1.0, kind: str = "elementwise") -> Rule:
-        """Arrays of the result's rank share every dimension, but for those of size 1 that are repeated; scalars take no part."""
+        """Arrays of the result's rank share every dimension, but for those of size 1 that are repeated; scalars take
+        no part."""
         shape = self.results[0]
         names = letters(len(shape))
         dims = tuple((n,) for n in names)
         arrays = tuple(
-            tuple((n,) if a == b else () for n, a, b in zip(names, s, shape, strict=True)) if len(s) == len(shape) else tuple(() for _ in s)
+            tuple((n,) if a == b else () for n, a, b in zip(names, s, shape, strict=True))
+            if len(s) == len(shape)
+            else tuple(() for _ in s)
             for s in self.operands
         )
         results = tuple(dims for _ in self.results)
         return rule_of(
-            arrays, results, dict(zip(names, shape, strict=True)), flop=flop_per_element * self.result_elements, kind=kind
+            arrays,
+            results,
+            dict(zip(names, shape, strict=True)),
+            flop=flop_per_element * self.result_elements,
+            kind=kind,
         )
 
     def along(self, fixed_dims: set[int], *, flop: float = 0.0, kind: str = "movement") -> Rule:
