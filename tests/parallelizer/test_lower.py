@@ -157,6 +157,29 @@ def weak_carry():
     return lambda x: jax.lax.scan(lambda c, v: (c + v, c * 2), 0.0, x), arrays((4,))
 
 
+def rare_operations():
+    @jax.custom_batching.custom_vmap
+    def wave(x):
+        return jnp.sin(x)
+
+    wave.def_vmap(lambda size, batched, x: (jnp.cos(x), True))
+
+    def f(x):
+        ref = jax.new_ref(x)
+
+        def body(c, _):
+            ref[0] += c.sum()
+            return c * 2, None
+
+        c, _ = jax.lax.scan(body, x, None, length=3)
+        called = jax.pure_callback(np.sin, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+        where = jax.lax.platform_dependent(x, cpu=lambda v: v * 2, default=lambda v: v * 3)
+        slope = jax.grad(lambda a: jnp.linalg.solve(a, a[0]).sum())(x)
+        return ref[...], c, called, where, slope, jax.vmap(wave)(x), wave(x), jnp.fft.fft(x)
+
+    return f, [jnp.eye(4) * 9 + jnp.arange(16.0).reshape(4, 4)]
+
+
 PROGRAMS = {
     "linen remat": lambda: linen_step(True, False),
     "linen scan remat": lambda: linen_step(True, True),
@@ -166,6 +189,7 @@ PROGRAMS = {
     "random numbers": random_numbers,
     "mixed types": mixed_types,
     "weak carry": weak_carry,
+    "rare operations": rare_operations,
 }
 
 
