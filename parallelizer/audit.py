@@ -1,0 +1,390 @@
+"""What the compiler made of a plan: its collectives and its memory beside the predicted ones.
+
+Every planned collective has the number of its operation, and lowering writes that number into the compiled program
+(`pzN`), so that each byte that differs is named with the user's line.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from cost_model.topology import Topology, parse_topology
+from parallelizer.compiled import CompiledCollective, CompiledMemory, read_collectives, read_memory
+from parallelizer.plans import Collective, Plan
+from parallelizer.wording import bytes_text
+from passes.ir import Graph, Op, walk
+
+BYTES_WITHIN = 0.02
+MEMORY_WITHIN = 0.15
+TINY_BYTES = 64
+"""A collective of at most this many bytes (a loss, a norm, a flag) is latency alone and left out of the comparison."""
+
+_TAG = re.compile(r"\bpz(\d+)\b")
+_OUTPUT_TAG = re.compile(r"\bpzout\d+\b")
+_UNTAGGED = -2  # planned collectives of leaving values have operation -1
+_HALF = ("bfloat16", "float16")
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRow:
+    """One kind of collective over one set of axes. Bytes of one device and step (larger of operand and result).
+
+    Counts are runs per step: planned ones one per array, `compiled_count` as the compiler combined them and
+    `compiled_arrays` the arrays in them. `ratio` is compiled / predicted bytes, infinite where nothing was planned.
+    """
+
+    kind: str
+    axes: tuple[str, ...]
+    predicted_bytes: int
+    compiled_bytes: int
+    predicted_count: int
+    compiled_count: int
+    compiled_arrays: int
+    ratio: float
+    ok: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """A difference of more than 2 % at one operation. `what`: "missing" (planned, not compiled), "unplanned"
+    (compiled, not planned) or "differs". `op` is the operation's number in the graph, -1 where the program is left, -2
+    where the compiled program does not say. `source` is the user's line, `array` what was to move, `detail` what
+    is known of the compiled side."""
+
+    what: str
+    kind: str
+    axes: tuple[str, ...]
+    predicted_bytes: int
+    compiled_bytes: int
+    op: int
+    primitive: str
+    source: str
+    array: str
+    detail: str
+
+    def __str__(self) -> str:
+        at = f" at {self.source}" if self.source else ""
+        what = f" of {self.array}" if self.array else ""
+        by = f" ({self.primitive}, op {self.op})" if self.primitive else ""
+        return (
+            f"{self.what}: {self.kind} over {'*'.join(self.axes)}{what}{at}{by}: planned "
+            f"{bytes_text(self.predicted_bytes)}, compiled {bytes_text(self.compiled_bytes)}"
+            + (f"; {self.detail}" if self.detail else "")
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """A plan beside its compiled program. `str()` is a table.
+
+    `ok`: every row's bytes agree within 2 %, and the peak within 15 % where the compiler's figure means something
+    (`memory_judged`; CPU's does not). `memory_ratio` is compiled / predicted.
+    """
+
+    ok: bool
+    topology: str
+    rows: tuple[AuditRow, ...]
+    predicted_bytes: int
+    compiled_bytes: int
+    predicted_peak_bytes: int
+    compiled_peak_bytes: int | None
+    memory_ratio: float | None
+    memory_judged: bool
+    mismatches: tuple[Mismatch, ...]
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return _text(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready data; an infinite ratio is None."""
+        data = asdict(self)
+        for row in data["rows"]:
+            row["ratio"] = None if row["ratio"] == float("inf") else row["ratio"]
+        return data
+
+    def _repr_html_(self) -> str:
+        return _html(self)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One array of a compiled collective, or one planned collective."""
+
+    kind: str
+    axes: tuple[str, ...]
+    op: int
+    total_bytes: int
+    each_bytes: int
+    count: int
+    detail: str = ""
+    planned: Collective | None = None
+
+
+def audit(plan: Plan, topology: str | Topology | None = None) -> Audit:
+    """Compile the plan's program and compare. `topology` compiles it for another one with as many devices.
+
+    Raises what compiling raises: CompilationError, AheadOfTimeError where no compiler for the topology is installed,
+    ParallelizerError for a plan read from a file that has not met its function.
+    """
+    from parallelizer.api import compiled
+
+    machine = parse_topology(topology) if isinstance(topology, str) else topology
+    program = compiled(plan, None, (), {}, topology=machine)
+    where = machine or plan.mesh.topology
+    return compare(plan, read_collectives(program.as_text()), read_memory(program), where)
+
+
+def compare(
+    plan: Plan, found: Sequence[CompiledCollective], memory: CompiledMemory | None, topology: Topology
+) -> Audit:
+    """The audit of a program that has been compiled for `topology` already."""
+    notes: list[str] = []
+    predicted = list(_planned(plan, topology, notes))
+    real = list(_compiled(plan, found, notes))
+    large, small = _split(predicted), _split(real)
+    if small[1] or large[1]:
+        notes.append(
+            f"{sum(p.count for p in large[1])} planned and {sum(p.count for p in small[1])} compiled collectives of at "
+            f"most {TINY_BYTES} bytes are not compared"
+        )
+    rows = _rows(large[0], small[0], found, plan)
+    judged = memory is not None and topology.platform != "cpu"
+    peak = memory.peak_bytes if memory is not None else None
+    ratio = peak / plan.cost.peak_bytes if peak is not None and plan.cost.peak_bytes else None
+    if not judged:
+        notes.append(f"peak memory is not judged: the {topology.platform} compiler does not schedule for memory")
+    fits = not judged or ratio is None or abs(ratio - 1) <= MEMORY_WITHIN
+    return Audit(
+        ok=fits and all(r.ok for r in rows),
+        topology=topology.name,
+        rows=rows,
+        predicted_bytes=sum(r.predicted_bytes for r in rows),
+        compiled_bytes=sum(r.compiled_bytes for r in rows),
+        predicted_peak_bytes=plan.cost.peak_bytes,
+        compiled_peak_bytes=peak,
+        memory_ratio=ratio,
+        memory_judged=judged,
+        mismatches=tuple(_mismatches(large[0], small[0], plan)),
+        notes=tuple(notes),
+    )
+
+
+# ---- both sides in one form ----
+def _planned(plan: Plan, topology: Topology, notes: list[str]) -> Iterator[_Part]:
+    """The plan's collectives, with the element sizes that the compiler will use."""
+    order = plan.mesh.axis_names
+    ops = _ops(plan.graph)
+    widened = 0
+    for c in plan.collectives:
+        factor = 1
+        if topology.platform == "cpu" and c.op in ops and _is_half(ops[c.op], plan.graph):
+            factor, widened = 2, widened + c.total_bytes
+        axes = tuple(a for a in order if a in c.axes and plan.mesh.sizes[a] > 1)
+        yield _Part(c.kind, axes, c.op, factor * c.total_bytes, factor * c.size_bytes, c.count, "", c)
+    if widened:
+        notes.append(
+            f"the CPU compiler communicates 16-bit numbers as float32: {bytes_text(widened)} of the plan count twice"
+        )
+
+
+def _compiled(plan: Plan, found: Iterable[CompiledCollective], notes: list[str]) -> Iterator[_Part]:
+    names, sizes = plan.mesh.axis_names, plan.mesh.axis_sizes
+    partly = unknown = repairs = 0
+    for c in found:
+        if c.part_of == "reduce_scatter":
+            repairs += c.size_bytes * c.count
+            continue
+        unknown += not c.count_known
+        axes = c.axes(names, sizes)
+        if axes is None:
+            axes = c.spanned_axes(names, sizes)
+            partly += 1
+        for i, size in enumerate(c.member_bytes):
+            name = c.member_op_names[i] or c.op_name if c.members > 1 else c.op_name or c.member_op_names[i]
+            detail = c.dtype
+            if i < len(c.member_sliced) and c.member_sliced[i]:
+                detail += ", of which each device keeps a slice"
+            if c.part_of:
+                detail += f", part of {c.part_of.lower()}"
+            if name:
+                detail += f", {_short(name)}"
+            yield _Part(c.kind, axes, _op_of(name), size * c.count, size, c.count, detail)
+    if partly:
+        notes.append(f"{partly} compiled collectives join only a part of the axes that they are listed under")
+    if unknown:
+        notes.append(f"{unknown} compiled collectives run in loops of unknown length, counted once")
+    if repairs:
+        notes.append(f"{bytes_text(repairs)} of permutes repair padded reduce-scatters and are not compared")
+
+
+def _op_of(name: str) -> int:
+    tags = _TAG.findall(name)
+    if tags:
+        return int(tags[-1])
+    return -1 if _OUTPUT_TAG.search(name) else _UNTAGGED
+
+
+def _short(name: str) -> str:
+    return "/".join(name.split("/")[-3:])
+
+
+def _ops(graph: Graph | None) -> Mapping[int, Op]:
+    return {v.op.id: v.op for v in walk(graph)} if graph is not None else {}
+
+
+def _is_half(op: Op, graph: Graph | None) -> bool:
+    """Whether the operation works on 16-bit numbers: what it moves is taken to be of the type of its result."""
+    assert graph is not None
+    values = [graph.values[r] for r in op.outputs] or [graph.value_of(o) for o in op.inputs]  # type: ignore[list-item]
+    return any(v.dtype in _HALF for v in values)
+
+
+def _split(parts: Iterable[_Part]) -> tuple[list[_Part], list[_Part]]:
+    large: list[_Part] = []
+    tiny: list[_Part] = []
+    for p in parts:
+        (tiny if p.each_bytes <= TINY_BYTES or not p.axes else large).append(p)
+    return large, tiny
+
+
+# ---- comparison ----
+Key = tuple[str, tuple[str, ...]]
+
+
+def _by_key(parts: Iterable[_Part]) -> dict[Key, list[_Part]]:
+    out: dict[Key, list[_Part]] = defaultdict(list)
+    for p in parts:
+        out[p.kind, p.axes].append(p)
+    return out
+
+
+def _rows(
+    predicted: Sequence[_Part], real: Sequence[_Part], found: Sequence[CompiledCollective], plan: Plan
+) -> tuple[AuditRow, ...]:
+    planned, compiled = _by_key(predicted), _by_key(real)
+    runs: dict[Key, int] = defaultdict(int)
+    for c in found:
+        if max(c.member_bytes, default=0) > TINY_BYTES and c.part_of != "reduce_scatter":
+            axes = c.axes(plan.mesh.axis_names, plan.mesh.axis_sizes)
+            runs[c.kind, axes or c.spanned_axes(plan.mesh.axis_names, plan.mesh.axis_sizes)] += c.count
+    rows = []
+    for key in sorted({*planned, *compiled}):
+        want, have = sum(p.total_bytes for p in planned[key]), sum(p.total_bytes for p in compiled[key])
+        rows.append(
+            AuditRow(
+                key[0], key[1], want, have, sum(p.count for p in planned[key]), runs[key],
+                sum(p.count for p in compiled[key]), have / want if want else float("inf"), _agree(want, have),
+            )
+        )  # fmt: skip
+    return tuple(sorted(rows, key=lambda r: -max(r.predicted_bytes, r.compiled_bytes)))
+
+
+def _agree(predicted: int, compiled: int) -> bool:
+    return abs(predicted - compiled) <= BYTES_WITHIN * max(predicted, 1)
+
+
+def _mismatches(predicted: Sequence[_Part], real: Sequence[_Part], plan: Plan) -> Iterator[Mismatch]:
+    ops = _ops(plan.graph)
+    planned, compiled = _by_key(predicted), _by_key(real)
+    rows = []
+    for key in {*planned, *compiled}:
+        rows += [(key, *rest) for rest in _unmatched(planned[key], compiled[key])]
+    for (kind, axes), op, wanted, had in sorted(rows, key=lambda r: -max(_total(r[2]), _total(r[3]))):
+        node = ops.get(op)
+        mine = [p.planned for p in wanted if p.planned is not None]
+        source = mine[0].source if mine else str(node.source) if node is not None and node.source is not None else ""
+        what = "differs" if wanted and had else "missing" if wanted else "unplanned"
+        yield Mismatch(
+            what, kind, axes, _total(wanted), _total(had), op, node.primitive if node is not None else "", source,
+            ", ".join(dict.fromkeys(c.array for c in mine if c.array)),
+            "; ".join(dict.fromkeys([*(c.why for c in mine), *(p.detail for p in had)][:4])),
+        )  # fmt: skip
+
+
+def _unmatched(planned: list[_Part], compiled: list[_Part]) -> list[tuple[int, list[_Part], list[_Part]]]:
+    """(operation, planned parts, compiled parts) wherever the bytes of one operation differ.
+
+    What is left over on both sides is then paired by size: the compiler keeps one name where it merges two.
+    """
+    wanted: dict[int, list[_Part]] = defaultdict(list)
+    had: dict[int, list[_Part]] = defaultdict(list)
+    for p in planned:
+        wanted[p.op].append(p)
+    for p in compiled:
+        had[p.op].append(p)
+    ops = [op for op in sorted({*wanted, *had}) if not _agree(_total(wanted[op]), _total(had[op]))]
+    for a in ops:
+        for part in list(wanted[a]):
+            twin = next(
+                (
+                    (b, q) for b in ops for q in had[b]
+                    if b != a and q.total_bytes == part.total_bytes
+                    and q.total_bytes not in [x.total_bytes for x in wanted[b]]
+                ),
+                None,
+            )  # fmt: skip
+            if twin is not None and part.total_bytes not in [q.total_bytes for q in had[a]]:
+                wanted[a].remove(part)
+                had[twin[0]].remove(twin[1])
+    return [(op, wanted[op], had[op]) for op in ops if not _agree(_total(wanted[op]), _total(had[op]))]
+
+
+def _total(parts: Iterable[_Part]) -> int:
+    return sum(p.total_bytes for p in parts)
+
+
+# ---- showing ----
+_HEADERS = ("collective", "axes", "planned", "compiled", "ratio", "planned runs", "compiled runs", "")
+
+
+def _cells(row: AuditRow) -> tuple[str, ...]:
+    ratio = "-" if row.ratio == float("inf") else f"{row.ratio:.3f}"
+    return (
+        row.kind, "*".join(row.axes), bytes_text(row.predicted_bytes), bytes_text(row.compiled_bytes), ratio,
+        str(row.predicted_count), f"{row.compiled_count} ({row.compiled_arrays} arrays)", "ok" if row.ok else "DIFFERS",
+    )  # fmt: skip
+
+
+def _memory(found: Audit) -> str:
+    real = "not reported" if found.compiled_peak_bytes is None else bytes_text(found.compiled_peak_bytes)
+    ratio = f", ratio {found.memory_ratio:.3f}" if found.memory_ratio is not None else ""
+    judged = "" if found.memory_judged else " (not judged)"
+    return f"peak memory of one device: planned {bytes_text(found.predicted_peak_bytes)}, compiled {real}{ratio}{judged}"
+
+
+def _text(found: Audit) -> str:
+    from rich.console import Console
+    from rich.table import Table
+
+    verdict = "as planned" if found.ok else "differs from the plan"
+    table = Table(title=f"compiled for {found.topology}: {verdict}", title_justify="left")
+    for i, header in enumerate(_HEADERS):
+        table.add_column(header, justify="right" if 2 <= i <= 6 else "left")
+    for row in found.rows:
+        table.add_row(*_cells(row))
+    out = io.StringIO()
+    console = Console(file=out, width=110, no_color=True)
+    console.print(table)
+    lines = [out.getvalue().rstrip(), _memory(found), *map(str, found.mismatches)]
+    return "\n".join([*lines, *(f"note: {n}" for n in found.notes)])
+
+
+def _html(found: Audit) -> str:
+    def row(cells: Iterable[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
+
+    verdict = "as planned" if found.ok else "differs from the plan"
+    rows = "".join(row(_cells(r), "td") for r in found.rows)
+    items = [*map(str, found.mismatches), *(f"note: {n}" for n in found.notes)]
+    listed = "".join(f"<li>{html.escape(i)}</li>" for i in items)
+    return (
+        f"<div><p><b>Compiled for {html.escape(found.topology)}: {verdict}</b></p>"
+        f"<table>{row(_HEADERS, 'th')}{rows}</table><p>{html.escape(_memory(found))}</p><ul>{listed}</ul></div>"
+    )
