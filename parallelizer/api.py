@@ -54,7 +54,8 @@ def plan(
     `args` and `kwargs` are what `fn` is called with: arrays or `jax.ShapeDtypeStruct`s. `topology` is a name
     ("v5p:4x4x4", "h100:8x16", "cpu:8") or a `Topology`; by default the devices at hand. `mesh` pins the logical mesh
     ({"x": 2, "y": 4}), `memory_bytes` the memory of a device, `pins` the sharding of arguments by path or glob
-    ({"*/up/kernel": P(None, "x")}). `strict` refuses operations without a sharding rule. `time_limit_s` bounds the search.
+    ({"*/up/kernel": P(None, "x")}). `strict` refuses operations without a sharding rule. `time_limit_s` bounds the
+    search.
 
     Raises the errors of `parallelizer.errors`; nothing is changed or run.
     """
@@ -116,8 +117,10 @@ def parallelize(fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
 class Parallelized:
     """A decorated step. Calls go straight to a compiled program while shapes stay the same."""
 
-    _KNOWN = ("topology", "mesh", "memory_bytes", "pins", "strict", "donate_argnums", "static_argnums", "static_argnames", "devices",
-              "time_limit_s")  # fmt: skip
+    _KNOWN = (
+        "topology", "mesh", "memory_bytes", "pins", "strict", "donate_argnums", "static_argnums", "static_argnames",
+        "devices", "time_limit_s",
+    )  # fmt: skip
 
     def __init__(self, fn: Callable[..., Any], options: Mapping[str, Any]) -> None:
         unknown = sorted(set(options) - set(self._KNOWN))
@@ -287,9 +290,8 @@ def bound(made: Plan, fn: Callable[..., Any], args: Sequence[Any], kwargs: Mappi
     if adapted is not None:
         fn, args, kwargs = adapted.fn, adapted.args, adapted.kwargs
     options = made.options
-    traced = traced_call(
-        fn, args, kwargs, options.get("static_argnums", ()), options.get("static_argnames", ()), options.get("donate_argnums", ())
-    )
+    static = options.get("static_argnums", ()), options.get("static_argnames", ())
+    traced = traced_call(fn, args, kwargs, *static, options.get("donate_argnums", ()))
     graph = drop_dead(traced.graph)
     given = {
         p: f"{graph.values[v].dtype}[{','.join(map(str, graph.values[v].shape))}]"

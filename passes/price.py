@@ -21,7 +21,7 @@ from passes.memory import Life
 from passes.program import Program
 from passes.reshard import Dims, Reshards, ReshardTable, combined_s
 from passes.solve import Edge, MemoryItem, Problem
-from passes.strategies import ARRIVING, Strategy, enumerate_strategies
+from passes.strategies import ARRIVING, Strategy, enumerate_strategies, same_choices
 
 FAMILY = {
     "contraction": "contraction", "elementwise": "elementwise", "reduction": "reduction", "movement": "copy",
@@ -57,6 +57,11 @@ class Pricer:
         self.reshards = Reshards(mesh)
         self._prices: dict[tuple[str, tuple[str, ...], float, float], float] = {}
         self._pieces: dict[tuple[str, ...], int] = {}
+        # Layers repeat: equal questions about equal lists of strategies are answered once. The lists are kept alive here,
+        # so that an id means one list.
+        self._lists: dict[int, tuple[Strategy, ...]] = {}
+        self._cuts: dict[tuple[int, tuple[Slot, ...]], np.ndarray] = {}
+        self._matrices: dict[object, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
 
     # ---- single prices ----
     def collective(self, kind: str, axes: tuple[str, ...], size_bytes: float, latency_share: float = 1.0) -> float:
@@ -86,11 +91,17 @@ class Pricer:
     # ---- nodes ----
     def cuts(self, strategies: tuple[Strategy, ...], slots: tuple[Slot, ...]) -> np.ndarray:
         """Per strategy, into how many pieces an array is cut whose dimensions have these slots."""
-        wanted = [slot for slot in slots if slot is not None]
-        if not wanted:
-            return np.ones(len(strategies))
-        pieces = [_product(self.pieces(s.axes_of(slot)) for slot in wanted) for s in strategies]
-        return np.array(pieces, dtype=np.float64)
+        key = (self.known(strategies), slots)
+        if key not in self._cuts:
+            wanted = [slot for slot in slots if slot is not None]
+            pieces = [_product(self.pieces(s.axes_of(slot)) for slot in wanted) for s in strategies]
+            self._cuts[key] = np.array(pieces, dtype=np.float64)
+        return self._cuts[key]
+
+    def known(self, strategies: tuple[Strategy, ...]) -> int:
+        """A number for this list of strategies, to key results by."""
+        self._lists.setdefault(id(strategies), strategies)
+        return id(strategies)
 
     def pieces(self, axes: tuple[str, ...]) -> int:
         """Into how many pieces these axes cut."""
@@ -190,12 +201,6 @@ class Pricer:
         consumer = self.grouping.groups[want.consumer]
         table = self.table(want.value, group)
         has_copy = self.program.readers.get(want.value, 0) > 1
-        rows: dict[tuple[Dims, Dims, frozenset[str]], int] = {}
-        cols: dict[tuple[Dims, frozenset[str]], int] = {}
-        row_of = np.empty(len(source), dtype=np.int64)
-        for i, s in enumerate(source):
-            form, copy = self.form(want.value, s), self.form(want.value, s, has_copy)
-            row_of[i] = rows.setdefault((form, copy, frozenset(s.partial)), len(rows))
         sums = (
             consumer.sums
             and want.role == "operand"
@@ -203,6 +208,27 @@ class Pricer:
             and consumer.leader is not None
             and want.visit.op is consumer.leader.op
         )
+        lists = (self.known(source), self.known(target))
+        key = (id(table), lists, self._place(want).dims, want.slots, want.count, has_copy, sums)
+        if key not in self._matrices:
+            self._matrices[key] = self.fresh_matrix(want, source, target, table, has_copy, sums)
+        return self._matrices[key]
+
+    def fresh_matrix(
+        self,
+        want: Want,
+        source: tuple[Strategy, ...],
+        target: tuple[Strategy, ...],
+        table: ReshardTable,
+        has_copy: bool,
+        sums: bool,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        rows: dict[tuple[Dims, Dims, frozenset[str]], int] = {}
+        cols: dict[tuple[Dims, frozenset[str]], int] = {}
+        row_of = np.empty(len(source), dtype=np.int64)
+        for i, s in enumerate(source):
+            form, copy = self.form(want.value, s), self.form(want.value, s, has_copy)
+            row_of[i] = rows.setdefault((form, copy, frozenset(s.partial)), len(rows))
         col_of = np.empty(len(target), dtype=np.int64)
         for i, s in enumerate(target):
             arriving = frozenset(s.axes_of(ARRIVING)) if sums else frozenset()
@@ -270,7 +296,11 @@ class Pricer:
         return out
 
     def shared_memory(
-        self, group: Group, options: tuple[Strategy, ...], position: Mapping[int, int], add: Callable[[int, int, int, np.ndarray], None]
+        self,
+        group: Group,
+        options: tuple[Strategy, ...],
+        position: Mapping[int, int],
+        add: Callable[[int, int, int, np.ndarray], None],
     ) -> None:
         for v in self.shared_members(group):
             at = [position[w.visit.op.id] for w in self.grouping.wants if w.value == v and w.visit is not None]
@@ -325,9 +355,13 @@ def price(
 def all_strategies(program: Program, mesh: LogicalMesh) -> dict[int, tuple[Strategy, ...]]:
     """Every group's strategies on the mesh. Several readers of one value may share a copy of it."""
     out = {}
+    known: dict[object, tuple[Strategy, ...]] = {}
     for g, group in program.grouping.groups.items():
         shares = any(program.readers.get(v, 0) > 1 for v in group.members)
-        out[g] = enumerate_strategies(group, mesh.sizes, shares)
+        key = (*same_choices(group), shares)
+        if key not in known:
+            known[key] = enumerate_strategies(group, mesh.sizes, shares)
+        out[g] = known[key]
     return out
 
 

@@ -167,6 +167,17 @@ def _choices(group: Group) -> list[tuple[str | None, int | None]]:
     return out
 
 
+def same_choices(group: Group) -> tuple[object, ...]:
+    """Equal for groups that have equal strategies."""
+    rule = group.rule
+    if rule is None:
+        return (tuple(group.limits),)
+    sizes, reduced = tuple(sorted(rule.sizes.items())), tuple(sorted(rule.reduced.items()))
+    return (
+        tuple(group.limits), group.factors, group.defers, group.sums, rule.operands, rule.results, sizes, reduced, rule.fixed
+    )  # fmt: skip
+
+
 def _plain(limits: list[int], sizes: Mapping[str, int]) -> Iterator[Strategy]:
     axes = tuple(sizes)
     for places in itertools.product(range(-1, len(limits)), repeat=len(axes)):

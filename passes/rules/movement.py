@@ -44,8 +44,8 @@ def reshape(view: View) -> Rule:
 def reshape_rule(source: tuple[int, ...], target: tuple[int, ...]) -> Rule:
     """Dimensions are matched in runs of equal products; within a run, a common major factor passes through.
 
-    A run that splits ("(h e) -> h e") or merges cuts into factors wherever the running products divide each other. Where
-    they do not, the run has no common factors and stays whole.
+    A run that splits ("(h e) -> h e") or merges cuts into factors wherever the running products divide each other.
+    Where they do not, the run has no common factors and stays whole.
     """
     left: list[DimFactors] = [() for _ in source]
     right: list[DimFactors] = [() for _ in target]
