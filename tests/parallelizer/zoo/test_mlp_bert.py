@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,15 +15,22 @@ from parallelizer.zoo import bert, mlp
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
-@pytest.mark.parametrize(("name", "options"), [("mlp", {}), ("bert", {}), ("bert", {"loss": "tokens", "scan": True})])
-def test_it_fits_one_batch(name: str, options: dict[str, object]) -> None:
-    model = zoo.model(name, **options)
+@pytest.mark.parametrize("name", ["mlp", "bert"])
+def test_it_fits_one_batch(name: str) -> None:
+    model = zoo.model(name, **({"scan": True} if name == "bert" else {}))
     step, batch = jit(model.step, donate_argnums=0), model.example_batch(jax.random.key(1))
     state, losses = jit(model.init)(jax.random.key(0)), []
     for _ in range(40):
         state, metrics = step(state, batch)
         losses.append(float(metrics["loss"]))
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_an_untrained_bert_finds_all_tokens_about_equally_likely() -> None:
+    model = zoo.model("bert", loss="tokens", scan=True)
+    params = jit(model.init)(jax.random.key(0))["params"]
+    loss = jit(partial(bert.loss, model.config))(params, model.example_batch(jax.random.key(1)), None)
+    assert abs(float(loss) - np.log(256)) < 0.5
 
 
 def test_mlp_is_products_with_relu_between() -> None:
@@ -70,7 +76,7 @@ def test_fused_and_separate_projections_agree() -> None:
         other[name] = layer | {"attention": attention}
     a = jit(partial(bert.loss, fused.config))(params, batch, None)
     b = jit(partial(bert.loss, separate.config))(other, batch, None)
-    assert jnp.allclose(a, b, rtol=1e-6)
+    assert np.allclose(a, b, rtol=1e-6)
 
 
 def test_what_the_mask_hides_has_no_influence() -> None:
@@ -81,10 +87,10 @@ def test_what_the_mask_hides_has_no_influence() -> None:
     changed = batch["hidden"].at[:, 5].add(1.0)
     stack = jit(partial(bert.apply, model.config))
     a, b = stack(params, batch["hidden"], mask), stack(params, changed, mask)
-    others = jnp.arange(8) != 5
-    assert jnp.allclose(a[:, others], b[:, others], atol=1e-5)
+    others = np.arange(8) != 5
+    assert np.allclose(np.asarray(a)[:, others], np.asarray(b)[:, others], atol=1e-5)
     seen = stack(params, changed, batch["mask"])
-    assert not jnp.allclose(a[:, others], seen[:, others], atol=1e-5)
+    assert not np.allclose(np.asarray(a)[:, others], np.asarray(seen)[:, others], atol=1e-5)
 
 
 def test_the_scanned_recomputing_stack_has_the_same_gradient() -> None:
@@ -94,6 +100,6 @@ def test_the_scanned_recomputing_stack_has_the_same_gradient() -> None:
     for model in (plain, other):
         params = jit(model.init)(jax.random.key(0))["params"]
         loss, gradients = jit(jax.value_and_grad(partial(bert.loss, model.config)))(params, batch, None)
-        norms = sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(gradients))
-        results.append((loss, norms))
-    assert jnp.allclose(jnp.array(results[0]), jnp.array(results[1]), rtol=1e-5)
+        norms = sum(float(np.sum(np.square(g))) for g in jax.tree.leaves(gradients))
+        results.append((float(loss), norms))
+    assert np.allclose(results[0], results[1], rtol=1e-5)

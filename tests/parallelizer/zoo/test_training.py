@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from parallelizer.zoo.training import TrainingConfig, decayed, make_init, make_step
@@ -38,37 +39,37 @@ def _after(config: TrainingConfig, steps: int, batch: float = 1.0) -> tuple[Para
 
 def test_the_first_step_of_adam_moves_every_number_by_the_rate() -> None:
     state, metrics = _after(TrainingConfig(learning_rate=0.1, weight_decay=0.0, clip_norm=None), 1)
-    assert jnp.allclose(state["params"]["dense"]["kernel"], jnp.array([2.9, 0.0]))
-    assert jnp.allclose(state["params"]["dense"]["bias"], 3.9)
-    assert jnp.allclose(metrics["loss"], 12.5)
-    assert jnp.allclose(metrics["grad_norm"], 5.0)
+    assert np.allclose(state["params"]["dense"]["kernel"], jnp.array([2.9, 0.0]))
+    assert np.allclose(state["params"]["dense"]["bias"], 3.9)
+    assert np.allclose(metrics["loss"], 12.5)
+    assert np.allclose(metrics["grad_norm"], 5.0)
     assert int(state["step"]) == 1
 
 
 def test_clipping_scales_what_adam_sees_and_not_the_metric() -> None:
     state, metrics = _after(TrainingConfig(weight_decay=0.0, clip_norm=0.5), 1, batch=2.0)
     first_moment = state["opt_state"][1][0].mu
-    assert jnp.allclose(first_moment["dense"]["kernel"], 0.1 * 0.5 * jnp.array([0.6, 0.0]), atol=1e-6)
-    assert jnp.allclose(metrics["grad_norm"], 10.0)
+    assert np.allclose(first_moment["dense"]["kernel"], 0.1 * 0.5 * jnp.array([0.6, 0.0]), atol=1e-6)
+    assert np.allclose(metrics["grad_norm"], 10.0)
 
 
 def test_a_gradient_below_the_bound_is_not_clipped() -> None:
     state, _ = _after(TrainingConfig(weight_decay=0.0, clip_norm=50.0), 1)
-    assert jnp.allclose(state["opt_state"][1][0].mu["dense"]["bias"], 0.4)
+    assert np.allclose(state["opt_state"][1][0].mu["dense"]["bias"], 0.4)
 
 
 def test_weight_decay_acts_on_kernels_and_embeddings_only() -> None:
     tree = {"a": {"kernel": 0, "bias": 0}, "b": {"embedding": 0}, "c": {"scale": 0}}
     assert decayed(tree) == {"a": {"kernel": True, "bias": False}, "b": {"embedding": True}, "c": {"scale": False}}
     state, _ = _after(TrainingConfig(learning_rate=0.1, weight_decay=0.5, clip_norm=None), 1)
-    assert jnp.allclose(state["params"]["dense"]["kernel"], jnp.array([2.9 - 0.1 * 0.5 * 3.0, 0.0]))
-    assert jnp.allclose(state["params"]["dense"]["bias"], 3.9)
+    assert np.allclose(state["params"]["dense"]["kernel"], jnp.array([2.9 - 0.1 * 0.5 * 3.0, 0.0]))
+    assert np.allclose(state["params"]["dense"]["bias"], 3.9)
 
 
 def test_warm_up_raises_the_rate_from_zero() -> None:
     config = TrainingConfig(learning_rate=0.4, weight_decay=0.0, clip_norm=None, warmup_steps=4)
     for steps, bias in ((1, 4.0), (2, 4.0 - 0.1)):
-        assert jnp.allclose(_after(config, steps)[0]["params"]["dense"]["bias"], bias, atol=1e-4)
+        assert np.allclose(_after(config, steps)[0]["params"]["dense"]["bias"], bias, atol=1e-4)
 
 
 @pytest.mark.parametrize("metrics", [(), ("loss",), ("grad_norm",)])
