@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 
-from .dual import Dual, ascend, forced_costs
+from .dual import Dual, ascend, forced_costs, new_dual
 from .flat import Flat
 
 
@@ -158,14 +158,16 @@ def _expand(
     """The branches that a branch leaves open: none, or two that split one node's strategies."""
     cost = np.where(branch.allowed, f.cost, np.inf)
     here = f._replace(cost=cost)
-    dual = Dual(branch.price.copy(), branch.message.copy(), branch.bound, np.zeros(f.node_start.size - 1, dtype=np.int64), np.inf, np.inf, np.zeros(cost.size))
+    dual = new_dual(here, branch.price)
+    dual.message, dual.bound = branch.message.copy(), branch.bound
     while True:
         gone = forbid_overfull(here, cost)
         if gone < 0:
             return []
         if gone:
             continue
-        ascend(here, dual, rounds, ceiling(), patience=25, first_step=0.2)
+        dual.restart(0.2)
+        ascend(here, dual, rounds, ceiling(), patience=25)
         if dual.over == 0 and dual.cost <= ceiling():
             found(dual.choice)
         if dual.bound > ceiling():

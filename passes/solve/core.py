@@ -103,7 +103,10 @@ def maximal_times(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
 
 @dataclass(slots=True)
 class Workspace:
-    """The mutable problem that presolve works on. Nodes keep their numbers; `alive` says which are left."""
+    """The mutable problem that presolve works on. Nodes keep their numbers; `alive` says which are left.
+
+    `touched` collects the nodes whose costs, edges or items changed since the caller emptied it.
+    """
 
     cost: list[np.ndarray]
     alive: list[bool]
@@ -120,6 +123,7 @@ class Workspace:
     integral: bool
     constant: float = 0.0
     undo: list[Undo] = field(default_factory=list)
+    touched: set[int] = field(default_factory=set)
 
     @classmethod
     def of(cls, problem: Problem) -> Workspace:
@@ -209,6 +213,7 @@ class Workspace:
 
     def add_edge(self, u: int, v: int, matrix: np.ndarray, row_of: np.ndarray, col_of: np.ndarray) -> int:
         """Join u and v; a parallel edge is summed into the one that is there. Returns the edge's number."""
+        self.touched |= {u, v}
         old = self.near[u].get(v)
         if old is None:
             number = len(self.matrix)
@@ -222,8 +227,9 @@ class Workspace:
         if self.edge_u[old] != u:
             matrix, row_of, col_of = matrix.T, col_of, row_of
         one, one_row, one_col = self.matrix[old], self.row_of[old], self.col_of[old]
-        _, row_at, rows = np.unique(one_row * matrix.shape[0] + row_of, return_index=True, return_inverse=True)
-        _, col_at, cols = np.unique(one_col * matrix.shape[1] + col_of, return_index=True, return_inverse=True)
+        row_at, rows = used(one_row * matrix.shape[0] + row_of, one.shape[0] * matrix.shape[0])
+        col_at, cols = used(one_col * matrix.shape[1] + col_of, one.shape[1] * matrix.shape[1])
+        row_at, col_at = _first(rows, row_at.size), _first(cols, col_at.size)
         self.matrix[old] = (
             one[np.ix_(one_row[row_at], one_col[col_at])] + matrix[np.ix_(row_of[row_at], col_of[col_at])]
         )
@@ -238,6 +244,7 @@ class Workspace:
 
     def remove_edge(self, number: int) -> None:
         u, v = self.edge_u[number], self.edge_v[number]
+        self.touched |= {u, v}
         del self.near[u][v], self.near[v][u]
 
     def restrict(self, u: int, keep: np.ndarray, into: np.ndarray | None = None) -> None:
@@ -249,6 +256,8 @@ class Workspace:
             forward = forward[into]
         self.undo.append(Undo("restrict", u, keep, forward=forward))
         self.cost[u] = self.cost[u][keep]
+        self.touched.add(u)
+        self.touched.update(self.near[u])
         for number in self.near[u].values():
             maps = self.row_of if self.edge_u[number] == u else self.col_of
             maps[number] = maps[number][keep]
@@ -370,21 +379,37 @@ def compact(
     matrix: np.ndarray, row_of: np.ndarray, col_of: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The same costs with unused rows and columns dropped and equal ones shared."""
-    used, rows = np.unique(row_of, return_inverse=True)
-    matrix = matrix[used]
-    used, cols = np.unique(col_of, return_inverse=True)
-    matrix = matrix[:, used]
+    here, rows = used(row_of, matrix.shape[0])
+    matrix = matrix[here]
+    here, cols = used(col_of, matrix.shape[1])
+    matrix = matrix[:, here]
     distinct, inverse = _distinct_rows(matrix)
     matrix, rows = matrix[distinct], inverse[rows]
     distinct, inverse = _distinct_rows(matrix.T)
     return np.ascontiguousarray(matrix[:, distinct]), rows, inverse[cols]
 
 
+def used(table: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The values of `table` (all below `size`), ascending, and the place of every entry among them."""
+    if size > 4 * table.size + 64:
+        values, places = np.unique(table, return_inverse=True)
+        return values, places
+    present = np.zeros(size, dtype=bool)
+    present[table] = True
+    return present.nonzero()[0], (present.cumsum() - 1)[table]
+
+
+def _first(places: np.ndarray, size: int) -> np.ndarray:
+    """For each place one entry that has it."""
+    at = np.empty(size, dtype=np.int64)
+    at[places] = np.arange(places.size)
+    return at
+
+
 def _distinct_rows(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     seen: dict[bytes, int] = {}
     inverse = np.array([seen.setdefault(row.tobytes(), len(seen)) for row in matrix], dtype=np.int64)
-    _, first = np.unique(inverse, return_index=True)
-    return first, inverse
+    return _first(inverse, len(seen)), inverse
 
 
 def _normalised(costs: np.ndarray) -> np.ndarray:

@@ -25,7 +25,8 @@ _EXACT = 2.0**52
 class Dual:
     """Prices [t], messages and what they gave: `bound` in scaled cost, the best choice [n] read off on the way.
 
-    `over` is that choice's over-use summed over rows, `share` [s] how often a strategy was read off lately.
+    `over` is that choice's over-use summed over rows, `share` [s] how often a strategy was read off lately. `trial`,
+    `step` and `side` [t] are where the ascent stands: prices on trial, steps of their logarithms, side last seen.
     """
 
     price: np.ndarray
@@ -35,6 +36,15 @@ class Dual:
     over: float
     cost: float
     share: np.ndarray
+    trial: np.ndarray
+    step: np.ndarray
+    side: np.ndarray
+
+    def restart(self, step: float) -> None:
+        """Go on from the best prices with steps of this size."""
+        self.trial = self.price.copy()
+        self.step = np.full(self.price.size, step)
+        self.side = np.zeros(self.price.size)
 
 
 @njit(cache=True, nogil=True)
@@ -73,16 +83,13 @@ def _move_prices(f: Flat, usage: np.ndarray, price: np.ndarray, step: np.ndarray
 
 
 @njit(cache=True, nogil=True)
-def _ascend(f: Flat, price: np.ndarray, message: np.ndarray, choice: np.ndarray, share: np.ndarray, result: np.ndarray, rounds: int, patience: int, unit: float, first_step: float, ceiling: float, limit: float) -> None:
+def _ascend(f: Flat, price: np.ndarray, message: np.ndarray, choice: np.ndarray, share: np.ndarray, now: np.ndarray, step: np.ndarray, last: np.ndarray, result: np.ndarray, rounds: int, patience: int, unit: float, ceiling: float, limit: float) -> None:
     """`result`: [bound, over-use and cost of `choice`, rounds made]. `price` becomes the best bound's."""
     nodes, rows = f.node_start.size - 1, price.size
     cost = np.empty(f.cost.size)
     marginal = np.empty(f.cost.size)
     here = np.zeros(nodes, np.int64)
     usage = np.zeros(rows)
-    step = np.full(rows, first_step)
-    last = np.zeros(rows)
-    now = price.copy()
     marked, waited = result[0], 0
     for turn in range(rounds):
         quantise(now)
@@ -125,7 +132,9 @@ def new_dual(f: Flat, price: np.ndarray | None = None) -> Dual:
     nodes = f.node_start.size - 1
     start = np.zeros(f.room.size) if price is None else price.copy()
     choice = np.zeros(nodes, dtype=np.int64)
-    return Dual(start, np.zeros(f.messages + 1), -np.inf, choice, np.inf, np.inf, np.zeros(f.cost.size))
+    ones, zeros = np.ones(start.size), np.zeros(start.size)
+    share = np.zeros(f.cost.size)
+    return Dual(start, np.zeros(f.messages + 1), -np.inf, choice, np.inf, np.inf, share, start.copy(), ones, zeros)
 
 
 def first_price(f: Flat) -> float:
@@ -137,12 +146,13 @@ def first_price(f: Flat) -> float:
     return float(np.median(finite)) * 1e-4 / max(1.0, float(f.room.max()))
 
 
-def ascend(f: Flat, dual: Dual, rounds: int, ceiling: float = np.inf, patience: int = 60, first_step: float = 1.0) -> int:
+def ascend(f: Flat, dual: Dual, rounds: int, ceiling: float = np.inf, patience: int = 60) -> int:
     """Up to `rounds` turns of two passes and a price step; stops above `ceiling`. Updates `dual`; returns turns made."""
     result = np.array([dual.bound, dual.over, dual.cost, 0.0])
     unit = first_price(f)
     limit = _EXACT - float(f.matrix[np.isfinite(f.matrix)].max(initial=0.0)) * 4
-    _ascend(f, dual.price, dual.message, dual.choice, dual.share, result, rounds, patience, unit, first_step, ceiling, limit)
+    start = dual.trial, dual.step, dual.side
+    _ascend(f, dual.price, dual.message, dual.choice, dual.share, *start, result, rounds, patience, unit, ceiling, limit)
     dual.bound, dual.over, dual.cost = float(result[0]), float(result[1]), float(result[2])
     return int(result[3])
 

@@ -21,6 +21,9 @@ from .search import Walker, new_walker, walk
 
 # A proof in floating point is good to this share of the cost; integer problems are proved to the unit.
 FLOAT_GAP = 1e-9
+# Turns of the dual ascent between looks at the clock, and turns without progress after which it stops.
+_SLICE = 64
+_PATIENCE = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +149,7 @@ class _Level:
     walkers: list[Walker] | None = None
     tree: Tree | None = None
     exact_tried: bool = False
+    rounds: int = 0
 
     def __post_init__(self) -> None:
         self.dual = new_dual(self.f, None if self.price is None else self.price * self.f.scale)
@@ -153,7 +157,7 @@ class _Level:
     def work(self) -> Presolved | None:
         engine, f = self.engine, self.f
         effort = next(e for e in EFFORTS if f.cost.size <= e.strategies)
-        self._ascend(effort.rounds, 1.0)
+        self._ascend(effort.rounds)
         self._start_walkers()
         moves, branches = effort.moves, effort.branches
         while not engine.late:
@@ -167,7 +171,9 @@ class _Level:
                 raise Infeasible
             if branches and self.tree is not None and self.tree.expanded > 300 and not self.exact_tried:
                 self._exact()
-            self._ascend(effort.rounds // 2, 0.2)
+            self.dual.restart(0.2)
+            self._ascend(effort.rounds // 2)
+            self._challenge(moves)
             moves, branches = moves * 2, branches * 2
         return None
 
@@ -184,15 +190,14 @@ class _Level:
             tolerance = 0.0 if self.core.integral or cost == math.inf else FLOAT_GAP * abs(cost)
             self.engine.best.raise_bound(min(value, cost - tolerance), stage)
 
-    def _ascend(self, rounds: int, first_step: float) -> None:
-        while rounds > 0 and not self.engine.late:
-            begin = time.monotonic()
-            made = ascend(self.f, self.dual, min(rounds, 50), self._ceiling(), 40, first_step)
+    def _ascend(self, rounds: int) -> None:
+        """Raise the bound, looking at the clock between slices: at most half of what is left goes into one ascent."""
+        begin = time.monotonic()
+        until = begin + 0.5 * (self.engine.deadline - begin)
+        while rounds > 0 and time.monotonic() < until:
+            made = ascend(self.f, self.dual, min(rounds, _SLICE), self._ceiling(), patience=_PATIENCE)
             rounds -= made
-            if made < 50 or self.dual.bound > self._ceiling():
-                break
-            first_step = min(first_step, 0.5)
-            if (time.monotonic() - begin) * 8 > self.engine.deadline - begin:
+            if made < _SLICE:
                 break
         if self.dual.over == 0:
             self._take(self.dual.choice, "dual")
@@ -205,6 +210,19 @@ class _Level:
         if cost_of(self.f, choice) <= self._ceiling():
             self.engine._offer(self.core, choice, stage)
 
+    def _challenge(self, moves: int) -> None:
+        """New walkers from where the dual is now: better prices often lead past a choice that the old ones are stuck at."""
+        old = self.walkers
+        assert old is not None
+        self.rounds += 1
+        self.start = None
+        self._start_walkers()
+        self._search(moves // 2)
+        for walker in old:
+            walker.price[:] = self.dual.price
+        if min(w.key for w in old) <= min(w.key for w in self.walkers):
+            self.walkers = old
+
     def _start_walkers(self) -> None:
         begin = self.dual.choice
         unit = first_price(self.f)
@@ -215,7 +233,7 @@ class _Level:
             if (over, cost_of(self.f, self.start)) < (self.dual.over, self.dual.cost):
                 begin = self.start
         self.walkers = [
-            new_walker(self.f, begin, self.dual.price, unit, self.engine.seed * 1000 + len(self.engine.chain) * 10 + i)
+            new_walker(self.f, begin, self.dual.price, unit, hash((self.engine.seed, len(self.engine.chain), self.rounds, i)))
             for i in range(self.engine.workers)
         ]
 

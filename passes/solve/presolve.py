@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .core import Core, Infeasible, Undo, Workspace, project, restore
+from .core import Core, Infeasible, Undo, Workspace, project, restore, used
 from .problem import Problem
 
 # Entries compared per node when looking for beaten strategies; beyond, the search would cost more than it saves.
@@ -56,16 +56,18 @@ def _reduced(work: Workspace, check_room: bool) -> Presolved:
         if finite.size < cost.size or cost.size == 0:
             work.restrict(u, finite)
     make_consistent(work, range(len(work.matrix)))
+    work.touched = set(range(total))
     while True:
         before = len(work.undo)
-        merge_ties(work)
+        todo, work.touched = work.touched, set()
+        merge_ties(work, todo)
         reduce_times(work)
         if check_room:
             drop_overfull(work)
-        drop_separable(work)
+        drop_separable(work, todo | work.touched)
         fix_single(work)
         eliminate_small(work)
-        drop_beaten(work)
+        drop_beaten(work, todo | work.touched)
         if len(work.undo) == before:
             break
     if check_room and np.any(work.room() < 0):
@@ -92,7 +94,7 @@ def make_consistent(work: Workspace, edges: Iterable[int]) -> None:
         queued.discard(number)
         for u in (work.edge_u[number], work.edge_v[number]):
             _, matrix, rows, cols = work.oriented(number, u)
-            possible = np.isfinite(matrix[:, np.unique(cols)]).any(axis=1)[rows]
+            possible = np.isfinite(matrix[:, used(cols, matrix.shape[1])[0]]).any(axis=1)[rows]
             if not possible.all():
                 work.restrict(u, np.flatnonzero(possible))
                 for other in work.near[u].values():
@@ -101,14 +103,10 @@ def make_consistent(work: Workspace, edges: Iterable[int]) -> None:
                         queue.append(other)
 
 
-def merge_ties(work: Workspace) -> None:
+def merge_ties(work: Workspace, nodes: Iterable[int]) -> None:
     """Merge neighbours of which one decides the other: every strategy has exactly one possible partner."""
-    queue = deque(
-        number
-        for u, around in enumerate(work.near)
-        for v, number in around.items()
-        if u < v and np.isinf(work.matrix[number]).any()
-    )
+    numbers = sorted({number for u in nodes for number in work.near[u].values()})
+    queue = deque(number for number in numbers if np.isinf(work.matrix[number]).any())
     while queue:
         number = queue.popleft()
         u, v = work.edge_u[number], work.edge_v[number]
@@ -150,21 +148,22 @@ def fix_single(work: Workspace) -> None:
                 queue.append(w)
 
 
-def drop_separable(work: Workspace) -> None:
+def drop_separable(work: Workspace, nodes: Iterable[int]) -> None:
     """Turn an edge whose matrix is a sum of a row cost and a column cost into node costs."""
-    for u in range(len(work.near)):
-        for v, number in list(work.near[u].items()):
-            if u > v:
-                continue
-            _, matrix, rows, cols = work.oriented(number, u)
-            used = matrix[np.ix_(np.unique(rows), np.unique(cols))]
-            if not np.isfinite(used).all():
-                continue
-            across = used[0] - used[0, 0]
-            if np.array_equal(used[:, :1] + across, used) and (work.integral or not across.any() or np.ptp(used[:, 0]) == 0):
-                work.cost[u] = work.cost[u] + matrix[rows, cols[0]]
-                work.cost[v] = work.cost[v] + (matrix[rows[0]][cols] - matrix[rows[0], cols[0]])
-                work.remove_edge(number)
+    for number in sorted({number for u in nodes for number in work.near[u].values()}):
+        u, v = work.edge_u[number], work.edge_v[number]
+        matrix, rows, cols = work.matrix[number], work.row_of[number], work.col_of[number]
+        part = matrix[used(rows, matrix.shape[0])[0]][:, used(cols, matrix.shape[1])[0]]
+        if not np.isfinite(part).all():
+            continue
+        across = part[0] - part[0, 0]
+        if not np.array_equal(part[:, :1] + across, part):
+            continue
+        # In floating point the split must not round: then it is taken only where one side does not matter.
+        if work.integral or not across.any() or np.ptp(part[:, 0]) == 0:
+            work.cost[u] = work.cost[u] + matrix[rows, cols[0]]
+            work.cost[v] = work.cost[v] + (matrix[rows[0]][cols] - matrix[rows[0], cols[0]])
+            work.remove_edge(number)
 
 
 def reduce_times(work: Workspace) -> None:
@@ -220,6 +219,8 @@ def _renumber(work: Workspace, kept: np.ndarray) -> None:
     for u, items in enumerate(work.items):
         if items:
             work.items[u] = {}
+            if any(before[b] - before[a] != b - a for a, b in items):
+                work.touched.add(u)
             for (first, last), usage in items.items():
                 if before[first] < before[last]:
                     work.add_item(u, before[first], before[last], usage)
@@ -242,10 +243,10 @@ def eliminate_small(work: Workspace) -> None:
         queue.extend(w for w in around if not work.items[w] and len(work.near[w]) <= 2)
 
 
-def drop_beaten(work: Workspace) -> None:
+def drop_beaten(work: Workspace, nodes: Iterable[int]) -> None:
     """Remove a strategy when another costs no more in every situation and uses no more memory at any time."""
-    for u, alive in enumerate(work.alive):
-        if alive and work.cost[u].size > 1:
+    for u in sorted(nodes):
+        if work.alive[u] and work.cost[u].size > 1:
             into = _beaten(work, u)
             keep = np.flatnonzero(into == np.arange(into.size))
             if keep.size < into.size:
@@ -256,31 +257,38 @@ def _beaten(work: Workspace, u: int) -> np.ndarray:
     """[strategies]: the strategy that beats each one, itself where none does."""
     cost = work.cost[u]
     size = cost.size
-    edges = [work.oriented(number, u)[1:] for number in work.near[u].values()]
-    entries = sum(np.unique(rows).size ** 2 * matrix.shape[1] for matrix, rows, _ in edges)
-    entries += size * size * len(work.items[u])
     into = np.arange(size)
-    if entries > _DOMINANCE_ENTRIES:
+    better = np.ones((size, size), dtype=bool)  # [i, j]: j may beat i
+    np.fill_diagonal(better, False)
+    if size * size * len(work.items[u]) > _DOMINANCE_ENTRIES:
         return into
-    worse = cost[None, :] - cost[:, None]  # [i, j]: how much j costs more than i, at most
-    for matrix, rows, cols in edges:
-        used, where = np.unique(rows, return_inverse=True)
-        part = matrix[np.ix_(used, np.unique(cols))]
-        with np.errstate(invalid="ignore"):
-            step = part[None, :, :] - part[:, None, :]
-        step[np.isnan(step)] = -np.inf  # impossible for both: this partner says nothing
-        worse = worse + step.max(axis=2)[np.ix_(where, where)]
-    better = worse <= 0
     for usage in work.items[u].values():
         better &= usage[None, :] <= usage[:, None]
-    np.fill_diagonal(better, False)
+    if not better.any():
+        return into
+    parts = []
+    for number in work.near[u].values():
+        _, matrix, rows, cols = work.oriented(number, u)
+        here, where = used(rows, matrix.shape[0])
+        parts.append((matrix[here][:, used(cols, matrix.shape[1])[0]], where))
+    if sum(part.shape[0] * part.size for part, _ in parts) > _DOMINANCE_ENTRIES:
+        return into
+    worse = cost[None, :] - cost[:, None]  # how much j costs more than i, at most
+    for part, where in parts:
+        with np.errstate(invalid="ignore"):
+            step = part[None, :, :] - part[:, None, :]
+        # Impossible for both gives NaN: this partner says nothing, unless it is the only kind there is.
+        worse += np.fmax.reduce(step, axis=2, initial=-np.inf)[where[:, None], where[None, :]]
+    better &= worse <= 0
+    if not better.any():
+        return into
     gone = np.zeros(size, dtype=bool)
     for i in range(size - 1, -1, -1):
         alternatives = np.flatnonzero(better[i] & ~gone)
         if alternatives.size:
             gone[i] = True
             into[i] = alternatives[0]
-    for i in range(size - 1, -1, -1):  # a better strategy may itself have gone later: follow to one that stays
+    for i in range(size):  # a better strategy may itself have gone later: follow to one that stays
         while gone[into[i]]:
             into[i] = into[into[i]]
     return into
