@@ -3,7 +3,9 @@ here."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,19 +16,17 @@ from jax.sharding import NamedSharding
 from cost_model.topology import Topology
 from parallelizer.errors import (
     CompilationError,
-    MeshMismatchError,
     NotTraceableError,
     ParallelizerError,
     PlanMismatchError,
     ShapeMismatchError,
 )  # fmt: skip
-from parallelizer.moves import to_jax_mesh
 from parallelizer.nnx_adapter import NnxAdapter, adapt
 from parallelizer.planning import make_plan, resolve_topology
 from parallelizer.plans import Plan
-from parallelizer.runtime.devices import devices_of, local_topology
-from parallelizer.runtime.program import OtherCall, Program, placed
-from parallelizer.signature import argument_paths
+from parallelizer.runtime.devices import local_topology
+from parallelizer.runtime.program import OtherCall, Program
+from parallelizer.runtime.runner import Runner, program_of, signature
 from parallelizer.tracer import Traced, trace
 from passes.ir import walk
 from passes.ir.text import graph_hash
@@ -65,6 +65,24 @@ def plan(
         static_argnums = static_argnums or options["static_argnums"]
         static_argnames = static_argnames or options["static_argnames"]
         fn = fn.__wrapped__
+    options = {
+        "topology": topology, "mesh": mesh, "memory_bytes": memory_bytes, "pins": pins, "strict": strict,
+        "donate_argnums": donate_argnums, "static_argnums": static_argnums, "static_argnames": static_argnames,
+        "devices": devices, "time_limit_s": time_limit_s,
+    }  # fmt: skip
+    return planned(fn, args, kwargs, options)
+
+
+def planned(
+    fn: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    options: Mapping[str, Any],
+    before: Plan | None = None,
+) -> Plan:
+    """`plan` with its options in a mapping. `before` is a plan of the same function for other shapes: where it can be,
+    the state keeps that plan's mesh and shardings, so that it passes from one program to the other as it is."""
+    devices, topology = options.get("devices"), options.get("topology")
     if topology is None:
         machine, found = local_topology(devices)
         present: tuple[Any, ...] | None = tuple(found)
@@ -74,14 +92,28 @@ def plan(
     adapted = adapt(fn, args, kwargs)
     if adapted is not None:
         fn, args, kwargs = adapted.fn, adapted.args, adapted.kwargs
-    traced = traced_call(fn, args, kwargs, static_argnums, static_argnames, donate_argnums)
-    made = make_plan(traced, machine, mesh, memory_bytes, pins, strict, time_limit_s)
-    traced_with = {
-        "static_argnums": static_argnums,
-        "static_argnames": static_argnames,
-        "donate_argnums": donate_argnums,
-    }
+    traced_with = {k: options.get(k, ()) for k in ("static_argnums", "static_argnames", "donate_argnums")}
+    traced = traced_call(fn, args, kwargs, *traced_with.values())
+    mesh, pins = options.get("mesh"), options.get("pins") or {}
+    rest = (options.get("memory_bytes"), options.get("pins"), options.get("strict", False))
+    limit_s = options.get("time_limit_s", 60.0)
+    made: Plan | None = None
+    if before is not None:
+        with contextlib.suppress(ParallelizerError):  # then the state is moved at the first call with other shapes
+            state = kept_shardings(before, traced)
+            made = make_plan(traced, machine, before.mesh.sizes, rest[0], {**state, **pins}, rest[2], limit_s)
+    if made is None:
+        made = make_plan(traced, machine, mesh, *rest, limit_s)
     return replace(made, devices=present, nnx=adapted is not None, options=traced_with)
+
+
+def kept_shardings(before: Plan, traced: Traced) -> dict[str, Any]:
+    """Pins that keep the state of a plan where it is: the inputs that come back, as far as they are the same."""
+    graph = traced.graph
+    same = {p: graph.values[v].shape for p, v in zip(graph.input_paths, graph.inputs, strict=True)}
+    carried = set(before.graph.carried.values()) if before.graph is not None else set()
+    state = [a for i, a in enumerate(before.inputs) if i in carried]
+    return {a.path: a.spec for a in state if same.get(a.path) == a.shape}
 
 
 def traced_call(
@@ -140,107 +172,32 @@ class Parallelized:
         """The plan of the last call, None before the first."""
         return self._plan
 
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        """A decorated method is bound to its object, which is its first argument (static, unless it is a pytree)."""
+        return self if instance is None else types.MethodType(self, instance)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._fast is not None:
             try:
                 return self._fast(*args, **kwargs)
-            except OtherCall:
-                self._fast = None
-            except ValueError as error:  # arguments that lie elsewhere: say where, or move them
-                return self._misplaced(error, args, kwargs)
+            except (OtherCall, ValueError):  # another signature, or arrays that lie elsewhere
+                pass
         return self._slow(args, kwargs)
 
     def _slow(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         adapted = self._nnx.adapt(args, kwargs)
-        key = (
-            signature(args, kwargs, self.options)
-            if adapted is None
-            else (adapted.key, signature(adapted.args, adapted.kwargs, self.options))
-        )
+        pure = (args, kwargs) if adapted is None else (adapted.args, adapted.kwargs)
+        static = self.options["static_argnums"], self.options["static_argnames"]
+        key = (adapted and adapted.key, signature(self.__wrapped__, *pure, *static))
         if key not in self._runners:
-            made = plan(self.__wrapped__, *args, **self.options, **kwargs)
-            self._runners[key] = Runner(made, self._nnx)
+            made = planned(self.__wrapped__, args, kwargs, self.options, next(iter(self.plans.values()), None))
+            self._runners[key] = Runner(made, self._nnx, exact=True)
             self.plans[key] = made
         self._plan = self.plans[key]
         runner = self._runners[key]
-        if adapted is not None:
-            return adapted.restore(runner.pure(*adapted.args, **adapted.kwargs))
-        result = runner(*args, **kwargs)
-        if len(self._runners) == 1 and runner.direct:
-            self._fast = runner.program
-        return result
-
-    def _misplaced(self, error: ValueError, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return next(iter(self._runners.values())).misplaced(error, args, kwargs)
-
-
-def signature(args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
-    """What one program serves: structure, shapes and types of the leaves, and the static arguments."""
-    numbers, names = options["static_argnums"], options["static_argnames"]
-    static = {numbers} if isinstance(numbers, int) else set(numbers)
-    named = {names} if isinstance(names, str) else set(names)
-    fixed = tuple((i, a) for i, a in enumerate(args) if i in static) + tuple(
-        (k, kwargs[k]) for k in sorted(named & set(kwargs))
-    )
-    rest = [a for i, a in enumerate(args) if i not in static], {k: v for k, v in kwargs.items() if k not in named}
-    leaves, tree = jax.tree.flatten(rest)
-    return tree, tuple((getattr(x, "shape", ()), str(getattr(x, "dtype", type(x)))) for x in leaves), fixed
-
-
-class Runner:
-    """A plan with its program on devices: what `plan.apply` and the decorator call."""
-
-    def __init__(self, made: Plan, adapter: NnxAdapter | None = None) -> None:
-        self.plan = made
-        self.program = program_of(made)
-        self._adapter = adapter
-        call = self.program.traced.call
-        self.direct = not (call.static_argnums or call.static_argnames or made.nnx)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        adapted = self._adapter.adapt(args, kwargs) if self._adapter is not None and self.plan.nnx else None
-        if adapted is not None:
-            return adapted.restore(self.pure(*adapted.args, **adapted.kwargs))
-        return self.pure(*args, **kwargs)
-
-    def pure(self, *args: Any, **kwargs: Any) -> Any:
-        """A call without nnx objects. Raises ShapeMismatchError or MeshMismatchError."""
-        positional, named = self.program.traced.call.dynamic(args, kwargs)
-        try:
-            return self.program(*positional, **named)
-        except OtherCall:
-            raise ShapeMismatchError.of({a.path: a.text for a in self.plan.inputs}, self._given(args, kwargs)) from None
-        except ValueError as error:
-            return self.misplaced(error, args, kwargs)
-
-    def _given(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, str]:
-        paths = argument_paths(self.program.traced.call, args, kwargs)
-        leaves = jax.tree.leaves(self.program.traced.call.dynamic(args, kwargs))
-        text = [
-            f"{getattr(x, 'dtype', type(x).__name__)}[{','.join(map(str, getattr(x, 'shape', ())))}]" for x in leaves
-        ]
-        return dict(zip(paths, text, strict=True))
-
-    def misplaced(self, error: ValueError, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Arrays of one device are moved; arrays that are sharded over another mesh are refused."""
-        call = self.program.traced.call
-        leaves = jax.tree.leaves(call.dynamic(args, kwargs))
-        elsewhere = placed(dict(zip(argument_paths(call, args, kwargs), leaves, strict=True)), self.program.mesh)
-        if elsewhere:
-            raise MeshMismatchError.of(elsewhere, f"{dict(self.program.mesh.shape)}") from error
-        moved = [jax.device_put(x, s) for x, s in zip(leaves, self.program.in_leaves, strict=True)]
-        if all(a is b for a, b in zip(moved, leaves, strict=True)):
-            raise error
-        positional, named = jax.tree.unflatten(self.program.traced.in_tree, moved)
-        return self.program(*positional, **named)
-
-
-def program_of(made: Plan, topology: Topology | None = None) -> Program:
-    """The plan's program on the devices of its topology (or another of as many)."""
-    traced, graph = made.need_traced()
-    machine = topology or made.mesh.topology
-    devices = devices_of(machine, made.devices if topology is None else None)
-    return Program(traced, graph, made.layout, to_jax_mesh(made.mesh, devices))
+        self._fast = runner.program if len(self._runners) == 1 and runner.direct else None
+        result = runner.pure(*pure[0], **pure[1])
+        return result if adapted is None else adapted.restore(result)
 
 
 def applied(made: Plan, fn: Callable[..., Any] | None) -> Callable[..., Any]:

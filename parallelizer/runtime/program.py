@@ -19,10 +19,14 @@ class OtherCall(Exception):
 
 
 class Program:
-    """A plan's program on a mesh of real (or described) devices. Calling it costs what calling `jax.jit` costs."""
+    """A plan's program on a mesh of real (or described) devices. Calling it costs what calling `jax.jit` costs.
 
-    def __init__(self, traced: Traced, graph: Graph, layout: Layout, mesh: Mesh) -> None:
+    `exact` tells weakly typed arguments from strongly typed ones.
+    """
+
+    def __init__(self, traced: Traced, graph: Graph, layout: Layout, mesh: Mesh, exact: bool = False) -> None:
         self.traced = traced
+        self.exact = exact
         self.graph = graph
         self.mesh = mesh
         self.in_leaves, self.out_leaves = leaf_shardings(graph, layout, mesh)
@@ -48,15 +52,25 @@ class Program:
 
         def planned(*args: Any) -> Any:
             call = (args[:count], dict(zip(self.keywords, args[count:], strict=True)))
-            leaves, tree = jax.tree.flatten(call)
-            if tree != traced.in_tree or any(
-                x.shape != a.shape or x.dtype != a.dtype for x, a in zip(leaves, traced.in_avals, strict=True)
-            ):
+            if not self.takes(*call):
                 raise OtherCall
-            return jax.tree.unflatten(traced.out_tree, flat(*leaves))
+            return jax.tree.unflatten(traced.out_tree, flat(*jax.tree.leaves(call)))
 
         planned.__name__ = planned.__qualname__ = traced.name
         return planned
+
+    def takes(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Whether dynamic arguments have the structure, shapes and types that were planned."""
+        leaves, tree = jax.tree.flatten((tuple(args), dict(kwargs)))
+        if tree != self.traced.in_tree:
+            return False
+        found = [jax.typeof(x) for x in leaves]
+        return all(
+            x.shape == a.shape
+            and x.dtype == a.dtype
+            and (not self.exact or getattr(x, "weak_type", False) == getattr(a, "weak_type", False))
+            for x, a in zip(found, self.traced.in_avals, strict=True)
+        )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run on dynamic arguments. Raises OtherCall when they are not what was planned."""
