@@ -35,7 +35,7 @@ $(BIN)/python:
 
 $(VENV)/.demo-installed: pyproject.toml | $(BIN)/python
 	@echo "Installing parallelizer for the demo into $(VENV)"
-	@$(INSTALL) ".[demo]"
+	@$(INSTALL) .
 	@touch $@
 
 $(VENV)/.test-installed: pyproject.toml | $(BIN)/python

@@ -55,7 +55,7 @@ def _zoo_step(name: str, batch: int | None, sequence: int | None) -> Target:
 
         model = zoo.model(name, **({} if sequence is None else {"sequence": sequence}))
     except ModuleNotFoundError as error:
-        reason = f"the zoo needs {error.name}: pip install 'parallelizer[demo]'"
+        reason = f"the zoo needs {error.name}: pip install {error.name}"
         raise UnknownNameError.of("model", name, (), reason) from error
     except zoo.UnknownModelError as error:
         raise UnknownNameError.of("model", name, error.known) from error
