@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding
 
 from cost_model.topology import Topology
 from parallelizer.errors import (
@@ -27,6 +26,7 @@ from parallelizer.plans import Plan
 from parallelizer.runtime.devices import local_topology
 from parallelizer.runtime.program import OtherCall, Program
 from parallelizer.runtime.runner import Runner, program_of, signature
+from parallelizer.signature import describe_call, leaf_texts
 from parallelizer.tracer import Traced, trace
 from passes.ir import walk
 from passes.ir.text import graph_hash
@@ -124,13 +124,26 @@ def traced_call(
     static_argnames: Any,
     donate_argnums: Any,
 ) -> Traced:
-    """Trace, with JAX's errors turned into one that points at the user's line."""
+    """Trace, with JAX's errors turned into one that points at the user's line.
+
+    Where the arguments lie is left out: arrays that are cut already would write their shardings into the program.
+    """
+    static = describe_call(fn, args, kwargs, static_argnums, static_argnames)
+    shapes = [a if i in static.static_argnums else jax.tree.map(unplaced, a) for i, a in enumerate(args)]
+    named = {k: a if k in static.static_argnames else jax.tree.map(unplaced, a) for k, a in kwargs.items()}
     try:
-        return trace(fn, args, kwargs, static_argnums, static_argnames, donate_argnums)
+        return trace(fn, shapes, named, static_argnums, static_argnames, donate_argnums)
     except ParallelizerError:
         raise
     except Exception as error:  # whatever the user's code raises while it is traced
         raise NotTraceableError.of(getattr(fn, "__name__", repr(fn)), error) from error
+
+
+def unplaced(x: Any) -> Any:
+    """An array (or the shape of one) as its shape and type alone; anything else as it is."""
+    if isinstance(x, jax.Array | jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=getattr(x, "weak_type", False))
+    return x
 
 
 def parallelize(fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
@@ -270,10 +283,12 @@ def abstract_state(made: Plan, argnum: int = 0) -> Any:
     """Argument `argnum` of the planned step as sharded `ShapeDtypeStruct`s (for checkpoint readers and
     `jax.eval_shape`)."""
     program = program_of(made)
-    tree = program.in_shardings[argnum]
+    at = argnum - sum(i < argnum for i in program.traced.call.static_argnums)
     leaves = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in program.traced.in_avals]
     args, _ = jax.tree.unflatten(program.traced.in_tree, leaves)
-    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), args[argnum], tree)
+    return jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), args[at], program.in_shardings[at]
+    )
 
 
 def init(made: Plan, init_fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -298,18 +313,15 @@ def init(made: Plan, init_fn: Callable[..., Any], *args: Any, **kwargs: Any) -> 
             shardings = cut
             break
     if shardings is None:
-        text = {
-            jax.tree_util.keystr(p): f"{x.dtype}{list(x.shape)}" for p, x in jax.tree_util.tree_leaves_with_path(shapes)
-        }
-        raise ShapeMismatchError.of({a.path: a.text for a in made.inputs}, text)
+        raise ShapeMismatchError.of({a.path: a.text for a in made.inputs}, leaf_texts("result", shapes))
     return jax.jit(init_fn, out_shardings=shardings)(*args, **kwargs)
 
 
 def shard(made: Plan, tree: Any, argnum: int = 0) -> Any:
-    """Put an existing argument where the plan wants it."""
-    return jax.tree.map(
-        lambda x, s: jax.device_put(x, s),
-        tree,
-        program_of(made).in_shardings[argnum],
-        is_leaf=lambda x: isinstance(x, NamedSharding),
-    )
+    """Put an existing argument where the plan wants it. Raises ShapeMismatchError for other shapes or structure."""
+    wanted = abstract_state(made, argnum)
+    name = made.need_traced()[0].call.names[argnum]
+    text = leaf_texts(name, tree)
+    if leaf_texts(name, wanted) != text:
+        raise ShapeMismatchError.of(leaf_texts(name, wanted), text)
+    return jax.tree.map(lambda x, a: jax.device_put(x, a.sharding), tree, wanted)

@@ -113,6 +113,15 @@ def argument_paths(call: Call, args: Sequence[Any], kwargs: Mapping[str, Any]) -
     return tuple(out)
 
 
+def leaf_texts(name: str, tree: Any) -> dict[str, str]:
+    """Path -> "float32[8,16]" of every leaf of an argument called `name` (Python's numbers by their type)."""
+    texts = [
+        f"{getattr(x, 'dtype', type(x).__name__)}[{','.join(map(str, getattr(x, 'shape', ())))}]"
+        for x in jax.tree.leaves(tree)
+    ]
+    return dict(zip((f"{name}/{p}" if p else name for p in leaf_paths(tree)), texts, strict=True))
+
+
 def output_paths(out_tree: Any) -> tuple[str, ...]:
     """Paths of the leaves of the result; "" becomes "result" when it is a single array."""
     tree = jax.tree.unflatten(out_tree, range(out_tree.num_leaves))

@@ -26,7 +26,7 @@ class Program:
 
 
 def analyse(graph: Graph, grouping: Grouping) -> Program:
-    count: dict[int, int] = dict.fromkeys(graph.inputs, 1)
+    count: dict[int, int] = dict.fromkeys((*graph.inputs, *graph.constants), 1)
     for v in grouping.visits:
         for region in v.op.regions:
             for b in region.inputs:

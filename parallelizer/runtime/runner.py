@@ -14,7 +14,7 @@ from parallelizer.nnx_adapter import NnxAdapter
 from parallelizer.plans import Plan
 from parallelizer.runtime.devices import devices_of
 from parallelizer.runtime.program import OtherCall, Program, placed
-from parallelizer.signature import argument_paths, describe_call
+from parallelizer.signature import argument_paths, describe_call, leaf_texts
 
 
 class Runner:
@@ -51,12 +51,10 @@ class Runner:
             return self._misplaced(error, args, kwargs)
 
     def _given(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, str]:
-        call = self.program.traced.call
-        leaves = jax.tree.leaves(call.dynamic(args, kwargs))
-        text = [
-            f"{getattr(x, 'dtype', type(x).__name__)}[{','.join(map(str, getattr(x, 'shape', ())))}]" for x in leaves
-        ]
-        return dict(zip(argument_paths(call, args, kwargs), text, strict=True))
+        out: dict[str, str] = {}
+        for name, tree, _ in self.program.traced.call.arguments(args, kwargs):
+            out.update(leaf_texts(name, tree))
+        return out
 
     def _misplaced(self, error: ValueError, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Arrays of one device are moved; arrays that are sharded over another mesh are refused."""
