@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from passes.groups import FREE, SCALAR, Alias, Place, State, slots_of
-from passes.ir import Literal, Op, Region, Visit
+from passes.ir import Literal, Region, Visit
 
 if TYPE_CHECKING:
     from passes.grouping import Builder

@@ -14,8 +14,8 @@ AXIS_NAMES = ("x", "y", "z")
 def candidate_meshes(topology: Topology, max_axes: int = 2) -> tuple[LogicalMesh, ...]:
     """All meshes with one to `max_axes` axes, each larger than 1; of two that differ only by renaming axes, the first.
 
-    Every axis count has all factorisations of the number of devices. Where all links are alike, only sizes in falling order are
-    kept, because the others are the same mesh with other names.
+    Every axis count has all factorisations of the number of devices. Where all links are alike, only sizes in
+    falling order are kept, because the others are the same mesh with other names.
     """
     n = topology.num_devices
     alike = len({(d.kind, d.bandwidth_bytes_per_s, d.wrap, d.size) for d in topology.dims}) <= 1

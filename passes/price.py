@@ -57,8 +57,8 @@ class Pricer:
         self.reshards = Reshards(mesh)
         self._prices: dict[tuple[str, tuple[str, ...], float, float], float] = {}
         self._pieces: dict[tuple[str, ...], int] = {}
-        # Layers repeat: equal questions about equal lists of strategies are answered once. The lists are kept alive here,
-        # so that an id means one list.
+        # Layers repeat: equal questions about equal lists of strategies are answered once. The lists are kept alive
+        # here, so that an id means one list.
         self._lists: dict[int, tuple[Strategy, ...]] = {}
         self._cuts: dict[tuple[int, tuple[Slot, ...]], np.ndarray] = {}
         self._matrices: dict[object, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}

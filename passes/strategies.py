@@ -173,9 +173,8 @@ def same_choices(group: Group) -> tuple[object, ...]:
     if rule is None:
         return (tuple(group.limits),)
     sizes, reduced = tuple(sorted(rule.sizes.items())), tuple(sorted(rule.reduced.items()))
-    return (
-        tuple(group.limits), group.factors, group.defers, group.sums, rule.operands, rule.results, sizes, reduced, rule.fixed
-    )  # fmt: skip
+    own = (tuple(group.limits), group.factors, group.defers, group.sums)
+    return (*own, rule.operands, rule.results, sizes, reduced, rule.fixed)
 
 
 def _plain(limits: list[int], sizes: Mapping[str, int]) -> Iterator[Strategy]:

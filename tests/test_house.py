@@ -116,7 +116,7 @@ def test_third_party_imports_are_declared_and_declared_ones_are_used() -> None:
     project = tomllib.loads(_text("pyproject.toml"))["project"]
     extras = project["optional-dependencies"]
     needed = {re.split(r"[<>=\[! ]", d)[0] for d in project["dependencies"]}
-    optional = {re.split(r"[<>=\[! ]", d)[0] for d in [*extras["demo"], *extras["test"]]}
+    optional = {re.split(r"[<>=\[! ]", d)[0] for d in extras["test"]}
     imported = {name.split(".")[0] for path in MODULES for _, name in _imports(path, ast.parse(_text(path)))}
     third_party = imported - set(sys.stdlib_module_names) - set(FLOORS) - {"jaxlib"}
     assert third_party - needed - optional == set(), "imported and not declared"
@@ -125,7 +125,7 @@ def test_third_party_imports_are_declared_and_declared_ones_are_used() -> None:
 
 def test_lower_bounds_are_the_versions_that_ci_installs() -> None:
     project = tomllib.loads(_text("pyproject.toml"))["project"]
-    bounds = [*project["dependencies"], *project["optional-dependencies"]["demo"]]
+    bounds = project["dependencies"]
     bounds += [d for d in project["optional-dependencies"]["test"] if d.startswith("flax")]
     lowest = dict(re.findall(r"^(\w+)==([\d.]+)$", _text(".ci/lowest.txt"), flags=re.MULTILINE))
     for bound in bounds:
