@@ -103,10 +103,10 @@ def kinds_of_arguments(plan: Plan) -> dict[str, str]:
         parts = a.path.split("/")
         if parts[0] not in state:
             out[a.path] = "batch"
-        elif any(p in _OPTIMIZER for p in parts):
-            out[a.path] = "optimizer state"
+        elif not a.shape and "params" not in parts:
+            out[a.path] = "other state"
         else:
-            out[a.path] = "parameters" if a.shape or "params" in parts else "other state"
+            out[a.path] = "optimizer state" if any(p in _OPTIMIZER for p in parts) else "parameters"
     return out
 
 

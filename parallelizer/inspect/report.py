@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import Literal
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -19,6 +20,7 @@ from parallelizer.inspect.words import (
     mesh_text,
     percent,
     reason_text,
+    runner_up_text,
     short_source,
     time_text,
     type_text,
@@ -28,7 +30,7 @@ from parallelizer.wording import bytes_text
 
 WIDTH = 120
 _BAR = 30
-_NARROW, _WIDE = 28, 36  # columns of array names
+_NARROW, _WIDE, _REASON = 28, 36, 22  # columns of array names and reasons
 _COLLECTIVES = 12
 _ARGUMENTS = 40
 _MESHES = 8
@@ -51,8 +53,8 @@ def rendered(*parts: RenderableType) -> str:
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines()).strip("\n")
 
 
-def table(*columns: str, right: Sequence[str] = ()) -> Table:
-    """An open table; columns named in `right` hold numbers."""
+def table(*columns: str, right: Sequence[str] = (), array_width: int | None = None) -> Table:
+    """An open table; columns named in `right` hold numbers, the column "array" keeps its width."""
     out = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -62,7 +64,10 @@ def table(*columns: str, right: Sequence[str] = ()) -> Table:
         collapse_padding=True,
     )
     for name in columns:
-        out.add_column(name, justify="right" if name in right else "left", overflow="fold")
+        least = array_width if name == "array" else None
+        most = _REASON if name == "why" else None
+        justify: Literal["left", "right"] = "right" if name in right else "left"
+        out.add_column(name, justify=justify, overflow="fold", min_width=least, max_width=most)
     return out
 
 
@@ -130,9 +135,7 @@ def _communication(plan: Plan) -> list[RenderableType]:
     if not listed:
         return ["COMMUNICATION: none", ""]
     total = sum(t.total_bytes for t in listed)
-    rows = table(
-        "total", "kind", "axes", "times x bytes", "array", "your line", "why", right=("total", "times x bytes")
-    )
+    rows = table("total", "kind", "axes", "times", "array", "your line", "why", right=("total", "times"))
     for t in listed[:_COLLECTIVES]:
         c = t.collective
         times = f"{t.count} x {bytes_text(c.size_bytes)}"
@@ -149,7 +152,7 @@ def _communication(plan: Plan) -> list[RenderableType]:
 def _arguments(plan: Plan) -> list[RenderableType]:
     every = argument_rows(plan)
     large = sorted(every, key=lambda r: -r.device_bytes)[:_ARGUMENTS]
-    rows = table("array", "type", "cut", "optimizer's", "on one device", "why", right=("on one device",))
+    rows = table("array", "type", "cut", "optimizer's", "per device", "why", right=("per device",), array_width=_WIDE)
     heading = ""
     for r in every:
         if r not in large:
@@ -210,6 +213,9 @@ def _warnings(plan: Plan) -> list[RenderableType]:
 def reason_of(row: ArgumentRow, plan: Plan) -> str:
     """A row's reason in words, of several decisions the closest."""
     if not row.choices:
-        return "no decision recorded: it follows from others"
+        return "a single number is on every device" if not row.array.shape else "it follows from other choices"
     c = row.choices[0]
-    return reason_text(c.reason, c.runner_up, c.extra_s, plan.objective_s, plan.memory.limit_bytes)
+    text = reason_text(c.reason, plan.memory.limit_bytes)
+    if c.runner_up is None:
+        return text
+    return f"{text}; next best {runner_up_text(c.runner_up, c.extra_s, plan.objective_s)}"

@@ -34,6 +34,13 @@ def percent(part: float, whole: float) -> str:
     return f"{share:.0f} %" if abs(share) >= 99.95 or share == round(share) else f"{share:.1f} %"
 
 
+def extra_text(extra_s: float, price_s: float) -> str:
+    """What a change adds to a price: "+26 ms (+0.3 %)", "-1.2 us (-0.004 %)"."""
+    share = 100 * abs(extra_s) / price_s if price_s else 0.0
+    sign = "-" if extra_s < 0 else "+"
+    return f"{sign}{time_text(abs(extra_s))} ({sign}{share:.2g} %)"
+
+
 def short_source(source: str) -> str:
     """ "/long/way/to/model.py:39 (dense)" -> "model.py:39 (dense)"; a notebook's temporary file is a "cell"."""
     place, bracket, function = source.partition(" (")
@@ -53,7 +60,7 @@ def kind_text(kind: str) -> str:
 
 
 def mesh_text(sizes: Mapping[str, int]) -> str:
-    return " x ".join(f"{a}={n}" for a, n in sizes.items()) or "one device"
+    return ", ".join(f"{a}={n}" for a, n in sizes.items()) or "one device"
 
 
 def cut_text(sharding: Sharding | None) -> str:
@@ -74,37 +81,35 @@ def certificate(plan: Plan) -> str:
     return f"at most {percent(plan.gap, 1)} could still be gained on this mesh (gap {percent(plan.gap, 1)})"
 
 
-def reason_text(
-    kind: str, runner_up: Sharding | None, extra_s: float, objective_s: float, limit_bytes: int, exact: bool = False
-) -> str:
-    """A reason in words. `extra_s` is what the runner-up costs more per step, of the price `objective_s`."""
-    other = "" if runner_up is None else cut_text(runner_up)
-    more = f"{time_text(abs(extra_s))} ({percent(abs(extra_s), objective_s)} of the step's price)"
-    if kind == "pinned":
-        return "pinned by the user"
-    if kind == "only legal":
-        return "the only legal way to cut it on this mesh"
-    if kind == "tied":
-        return f"tied: {other} costs the same" if other else "tied with other ways to cut it"
-    if kind == "memory":
-        limit = f"the memory limit of {bytes_text(limit_bytes)} per device"
-        if not other:
-            return f"forced by {limit}: nothing else fits"
-        if extra_s < 0:
-            return f"forced by {limit}: {other} alone would save {more} and does not fit"
-        fits = "the next best that fits" if exact else "the next best"
-        return f"forced by {limit}; {fits} is {other}, dearer by {more}"
-    return f"cheapest: the next best, {other}, is dearer by {more}" if other else "cheapest"
+def reason_text(kind: str, limit_bytes: int) -> str:
+    """A reason in words; the runner-up has words of its own."""
+    return {
+        "pinned": "pinned by the user",
+        "only legal": "the only legal way to cut it on this mesh",
+        "cheapest": "the cheapest way to cut it",
+        "tied": "tied: another way costs the same",
+        "memory": f"forced by the memory limit of {bytes_text(limit_bytes)} per device",
+    }.get(kind, kind)
+
+
+def runner_up_text(runner_up: Sharding, extra_s: float, price_s: float, exact: bool = False) -> str:
+    """The next best way and its price; `exact` if everything else was free to change with it."""
+    how = "everything else free to change" if exact else "other choices kept"
+    if extra_s < 0:
+        return (
+            f"{cut_text(runner_up)}: {extra_text(extra_s, price_s)} on the price of {time_text(price_s)} if it did fit"
+        )
+    return f"{cut_text(runner_up)}: {extra_text(extra_s, price_s)} on the price of {time_text(price_s)}, {how}"
 
 
 def broken(label: str, width: int) -> str:
     """A path over several lines of at most `width`, broken after its slashes and commas where possible."""
     lines = [""]
-    for piece in re.findall(r"[^/,]*[/,]?", label):
-        if lines[-1] and len(lines[-1]) + len(piece) > width:
-            lines.append("")
+    for piece in re.findall(r"[^/,]+[/,]?", label):
+        if lines[-1].strip() and len(lines[-1]) + len(piece) > width:
+            lines.append("  ")
         lines[-1] += piece
-    return "\n  ".join(lines)
+    return "\n".join(lines)
 
 
 # ---- like things in one row ----
