@@ -16,14 +16,16 @@ from typing import Any
 
 from cost_model.topology import Topology, parse_topology
 from parallelizer.compiled import CompiledCollective, CompiledMemory, read_collectives, read_memory
-from parallelizer.plans import Collective, Plan
+from parallelizer.matching import Key, Matching, Part, agree, match, total
+from parallelizer.plans import Plan
 from parallelizer.wording import bytes_text
 from passes.ir import Graph, Op, walk
 
-BYTES_WITHIN = 0.02
 MEMORY_WITHIN = 0.15
 TINY_BYTES = 64
 """A collective of at most this many bytes (a loss, a norm, a flag) is latency alone and left out of the comparison."""
+FLOOR_BYTES = 4096
+"""Differences of a row up to this many bytes per step are latency too, and do not make an audit fail."""
 
 _TAG = re.compile(r"\bpz(\d+)\b")
 _OUTPUT_TAG = re.compile(r"\bpzout\d+\b")
@@ -36,7 +38,9 @@ class AuditRow:
     """One kind of collective over one set of axes. Bytes of one device and step (larger of operand and result).
 
     Counts are runs per step: planned ones one per array, `compiled_count` as the compiler combined them and
-    `compiled_arrays` the arrays in them. `ratio` is compiled / predicted bytes, infinite where nothing was planned.
+    `compiled_arrays` the arrays in them. `respelled_bytes` of the compiled ones are small arrays that
+    the compiler moves by an all-reduce instead. `ratio` is compiled / predicted bytes, infinite where nothing was
+    planned.
     """
 
     kind: str
@@ -46,6 +50,7 @@ class AuditRow:
     predicted_count: int
     compiled_count: int
     compiled_arrays: int
+    respelled_bytes: int
     ratio: float
     ok: bool
 
@@ -113,20 +118,6 @@ class Audit:
         return _html(self)
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """One array of a compiled collective, or one planned collective."""
-
-    kind: str
-    axes: tuple[str, ...]
-    op: int
-    total_bytes: int
-    each_bytes: int
-    count: int
-    detail: str = ""
-    planned: Collective | None = None
-
-
 def audit(plan: Plan, topology: str | Topology | None = None) -> Audit:
     """Compile the plan's program and compare. `topology` compiles it for another one with as many devices.
 
@@ -154,7 +145,9 @@ def compare(
             f"{sum(p.count for p in large[1])} planned and {sum(p.count for p in small[1])} compiled collectives of at "
             f"most {TINY_BYTES} bytes are not compared"
         )
-    rows = _rows(large[0], small[0], found, plan)
+    matching = match(large[0], small[0])
+    notes += _respelled_note(matching)
+    rows = _rows(large[0], small[0], matching, _runs(found, plan))
     judged = memory is not None and topology.platform != "cpu"
     peak = memory.peak_bytes if memory is not None else None
     ratio = peak / plan.cost.peak_bytes if peak is not None and plan.cost.peak_bytes else None
@@ -171,13 +164,13 @@ def compare(
         compiled_peak_bytes=peak,
         memory_ratio=ratio,
         memory_judged=judged,
-        mismatches=tuple(_mismatches(large[0], small[0], plan)),
+        mismatches=tuple(_mismatches(matching.left, plan)),
         notes=tuple(notes),
     )
 
 
 # ---- both sides in one form ----
-def _planned(plan: Plan, topology: Topology, notes: list[str]) -> Iterator[_Part]:
+def _planned(plan: Plan, topology: Topology, notes: list[str]) -> Iterator[Part]:
     """The plan's collectives, with the element sizes that the compiler will use."""
     order = plan.mesh.axis_names
     ops = _ops(plan.graph)
@@ -187,35 +180,33 @@ def _planned(plan: Plan, topology: Topology, notes: list[str]) -> Iterator[_Part
         if topology.platform == "cpu" and c.op in ops and _is_half(ops[c.op], plan.graph):
             factor, widened = 2, widened + c.total_bytes
         axes = tuple(a for a in order if a in c.axes and plan.mesh.sizes[a] > 1)
-        yield _Part(c.kind, axes, c.op, factor * c.total_bytes, factor * c.size_bytes, c.count, "", c)
+        yield Part(c.kind, axes, c.op, factor * c.total_bytes, factor * c.size_bytes, c.count, planned=c)
     if widened:
         notes.append(
             f"the CPU compiler communicates 16-bit numbers as float32: {bytes_text(widened)} of the plan count twice"
         )
 
 
-def _compiled(plan: Plan, found: Iterable[CompiledCollective], notes: list[str]) -> Iterator[_Part]:
-    names, sizes = plan.mesh.axis_names, plan.mesh.axis_sizes
+def _compiled(plan: Plan, found: Iterable[CompiledCollective], notes: list[str]) -> Iterator[Part]:
     partly = unknown = repairs = 0
     for c in found:
         if c.part_of == "reduce_scatter":
             repairs += c.size_bytes * c.count
             continue
         unknown += not c.count_known
-        axes = c.axes(names, sizes)
-        if axes is None:
-            axes = c.spanned_axes(names, sizes)
-            partly += 1
+        partly += c.axes(plan.mesh.axis_names, plan.mesh.axis_sizes) is None
+        axes = _axes(c, plan)
         for i, size in enumerate(c.member_bytes):
             name = c.member_op_names[i] or c.op_name if c.members > 1 else c.op_name or c.member_op_names[i]
             detail = c.dtype
-            if i < len(c.member_sliced) and c.member_sliced[i]:
+            sliced = i < len(c.member_sliced) and c.member_sliced[i]
+            if sliced:
                 detail += ", of which each device keeps a slice"
             if c.part_of:
                 detail += f", part of {c.part_of.lower()}"
             if name:
                 detail += f", {_short(name)}"
-            yield _Part(c.kind, axes, _op_of(name), size * c.count, size, c.count, detail)
+            yield Part(c.kind, axes, _op_of(name), size * c.count, size, c.count, detail, sliced)
     if partly:
         notes.append(f"{partly} compiled collectives join only a part of the axes that they are listed under")
     if unknown:
@@ -242,102 +233,87 @@ def _ops(graph: Graph | None) -> Mapping[int, Op]:
 def _is_half(op: Op, graph: Graph | None) -> bool:
     """Whether the operation works on 16-bit numbers: what it moves is taken to be of the type of its result."""
     assert graph is not None
-    values = [graph.values[r] for r in op.outputs] or [graph.value_of(o) for o in op.inputs]  # type: ignore[list-item]
+    values = [graph.values[r] for r in op.outputs]
     return any(v.dtype in _HALF for v in values)
 
 
-def _split(parts: Iterable[_Part]) -> tuple[list[_Part], list[_Part]]:
-    large: list[_Part] = []
-    tiny: list[_Part] = []
+def _split(parts: Iterable[Part]) -> tuple[list[Part], list[Part]]:
+    large: list[Part] = []
+    tiny: list[Part] = []
     for p in parts:
         (tiny if p.each_bytes <= TINY_BYTES or not p.axes else large).append(p)
     return large, tiny
 
 
 # ---- comparison ----
-Key = tuple[str, tuple[str, ...]]
-
-
-def _by_key(parts: Iterable[_Part]) -> dict[Key, list[_Part]]:
-    out: dict[Key, list[_Part]] = defaultdict(list)
-    for p in parts:
-        out[p.kind, p.axes].append(p)
-    return out
-
-
 def _rows(
-    predicted: Sequence[_Part], real: Sequence[_Part], found: Sequence[CompiledCollective], plan: Plan
+    predicted: Sequence[Part], real: Sequence[Part], matching: Matching, runs: Mapping[Key, int]
 ) -> tuple[AuditRow, ...]:
-    planned, compiled = _by_key(predicted), _by_key(real)
-    runs: dict[Key, int] = defaultdict(int)
-    for c in found:
-        if max(c.member_bytes, default=0) > TINY_BYTES and c.part_of != "reduce_scatter":
-            axes = c.axes(plan.mesh.axis_names, plan.mesh.axis_sizes)
-            runs[c.kind, axes or c.spanned_axes(plan.mesh.axis_names, plan.mesh.axis_sizes)] += c.count
+    planned: dict[Key, list[Part]] = defaultdict(list)
+    compiled: dict[Key, list[Part]] = defaultdict(list)
+    respelled: dict[Key, int] = defaultdict(int)
+    for p in predicted:
+        planned[p.kind, p.axes].append(p)
+    others = {id(twin) for _, twin in matching.respelled}
+    for p in real:
+        if id(p) not in others:
+            compiled[p.kind, p.axes].append(p)
+    for part, twin in matching.respelled:
+        compiled[part.kind, part.axes].append(twin)
+        respelled[part.kind, part.axes] += twin.total_bytes
     rows = []
     for key in sorted({*planned, *compiled}):
-        want, have = sum(p.total_bytes for p in planned[key]), sum(p.total_bytes for p in compiled[key])
+        want, have = total(planned[key]), total(compiled[key])
+        if not want and not have:
+            continue
+        ok = agree(want, have) or abs(want - have) <= FLOOR_BYTES
         rows.append(
             AuditRow(
-                key[0], key[1], want, have, sum(p.count for p in planned[key]), runs[key],
-                sum(p.count for p in compiled[key]), have / want if want else float("inf"), _agree(want, have),
+                key[0], key[1], want, have, sum(p.count for p in planned[key]), runs.get(key, 0),
+                sum(p.count for p in compiled[key]), respelled[key], have / want if want else float("inf"), ok,
             )
         )  # fmt: skip
     return tuple(sorted(rows, key=lambda r: -max(r.predicted_bytes, r.compiled_bytes)))
 
 
-def _agree(predicted: int, compiled: int) -> bool:
-    return abs(predicted - compiled) <= BYTES_WITHIN * max(predicted, 1)
+def _runs(found: Sequence[CompiledCollective], plan: Plan) -> dict[Key, int]:
+    """How often the compiled program communicates, by kind and axes, arrays combined."""
+    runs: dict[Key, int] = defaultdict(int)
+    for c in found:
+        if max(c.member_bytes, default=0) > TINY_BYTES and c.part_of != "reduce_scatter":
+            runs[c.kind, _axes(c, plan)] += c.count
+    return runs
 
 
-def _mismatches(predicted: Sequence[_Part], real: Sequence[_Part], plan: Plan) -> Iterator[Mismatch]:
+def _axes(c: CompiledCollective, plan: Plan) -> tuple[str, ...]:
+    names, sizes = plan.mesh.axis_names, plan.mesh.axis_sizes
+    axes = c.axes(names, sizes)
+    return c.spanned_axes(names, sizes) if axes is None else axes
+
+
+def _mismatches(left: Sequence[tuple[Key, int, list[Part], list[Part]]], plan: Plan) -> Iterator[Mismatch]:
     ops = _ops(plan.graph)
-    planned, compiled = _by_key(predicted), _by_key(real)
-    rows = []
-    for key in {*planned, *compiled}:
-        rows += [(key, *rest) for rest in _unmatched(planned[key], compiled[key])]
-    for (kind, axes), op, wanted, had in sorted(rows, key=lambda r: -max(_total(r[2]), _total(r[3]))):
+    for (kind, axes), op, wanted, had in sorted(left, key=lambda r: -max(total(r[2]), total(r[3]))):
         node = ops.get(op)
         mine = [p.planned for p in wanted if p.planned is not None]
         source = mine[0].source if mine else str(node.source) if node is not None and node.source is not None else ""
         what = "differs" if wanted and had else "missing" if wanted else "unplanned"
         yield Mismatch(
-            what, kind, axes, _total(wanted), _total(had), op, node.primitive if node is not None else "", source,
+            what, kind, axes, total(wanted), total(had), op, node.primitive if node is not None else "", source,
             ", ".join(dict.fromkeys(c.array for c in mine if c.array)),
             "; ".join(dict.fromkeys([*(c.why for c in mine), *(p.detail for p in had)][:4])),
         )  # fmt: skip
 
 
-def _unmatched(planned: list[_Part], compiled: list[_Part]) -> list[tuple[int, list[_Part], list[_Part]]]:
-    """(operation, planned parts, compiled parts) wherever the bytes of one operation differ.
-
-    What is left over on both sides is then paired by size: the compiler keeps one name where it merges two.
-    """
-    wanted: dict[int, list[_Part]] = defaultdict(list)
-    had: dict[int, list[_Part]] = defaultdict(list)
-    for p in planned:
-        wanted[p.op].append(p)
-    for p in compiled:
-        had[p.op].append(p)
-    ops = [op for op in sorted({*wanted, *had}) if not _agree(_total(wanted[op]), _total(had[op]))]
-    for a in ops:
-        for part in list(wanted[a]):
-            twin = next(
-                (
-                    (b, q) for b in ops for q in had[b]
-                    if b != a and q.total_bytes == part.total_bytes
-                    and q.total_bytes not in [x.total_bytes for x in wanted[b]]
-                ),
-                None,
-            )  # fmt: skip
-            if twin is not None and part.total_bytes not in [q.total_bytes for q in had[a]]:
-                wanted[a].remove(part)
-                had[twin[0]].remove(twin[1])
-    return [(op, wanted[op], had[op]) for op in ops if not _agree(_total(wanted[op]), _total(had[op]))]
-
-
-def _total(parts: Iterable[_Part]) -> int:
-    return sum(p.total_bytes for p in parts)
+def _respelled_note(matching: Matching) -> Iterator[str]:
+    by: dict[str, int] = defaultdict(int)
+    for part, twin in matching.respelled:
+        by[part.kind] += twin.total_bytes
+    for kind, size in by.items():
+        yield (
+            f"{bytes_text(size)} of {kind} are compiled as all_reduce (what compilers do with small arrays); they are "
+            f"counted as {kind}"
+        )
 
 
 # ---- showing ----
@@ -356,7 +332,9 @@ def _memory(found: Audit) -> str:
     real = "not reported" if found.compiled_peak_bytes is None else bytes_text(found.compiled_peak_bytes)
     ratio = f", ratio {found.memory_ratio:.3f}" if found.memory_ratio is not None else ""
     judged = "" if found.memory_judged else " (not judged)"
-    return f"peak memory of one device: planned {bytes_text(found.predicted_peak_bytes)}, compiled {real}{ratio}{judged}"
+    return (
+        f"peak memory of one device: planned {bytes_text(found.predicted_peak_bytes)}, compiled {real}{ratio}{judged}"
+    )
 
 
 def _text(found: Audit) -> str:
