@@ -29,7 +29,11 @@ def main(argv: list[str] | None = None) -> int:
     def show(news: Incumbent) -> None:
         if options.verbose:
             cost = "none" if news.cost is None else f"{news.cost:.12g}"
-            print(f"{news.elapsed_s:8.2f} s  cost {cost}  bound {news.bound:.12g}  {news.stage}", file=sys.stderr, flush=True)
+            print(
+                f"{news.elapsed_s:8.2f} s  cost {cost}  bound {news.bound:.12g}  {news.stage}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     try:
         problem = read_problem(options.problem)

@@ -10,10 +10,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from .core import Infeasible
+from .dual import ascend, new_dual
 from .engine import Best, run
-from .exact import solve_milp
+from .exact import milp_entries, solve_milp
+from .flat import flatten
 from .presolve import presolve
-from .problem import MemoryItem, Problem, evaluate
+from .problem import IMPOSSIBLE, Problem, evaluate
+
+# Where HiGHS is asked for the least over-use of an infeasible problem: entries of the program, and seconds.
+_MILP_ENTRIES = 300_000
+_OVER_USE_S = 10.0
+
 
 @dataclass(frozen=True, slots=True)
 class Incumbent:
@@ -52,7 +59,13 @@ def solve(
     callback: Callable[[Incumbent], None] | None = None,
     warm_start: Sequence[int] | None = None,
 ) -> Solution:
-    """Choose a strategy per node at least cost within the memory limit."""
+    """Choose a strategy per node at least cost within the memory limit; the best so far at the deadline or Ctrl-C.
+
+    `workers` walkers search side by side. `callback` sees every better choice or clearly better bound as it comes;
+    `warm_start` [nodes] is a choice to begin from. The same problem, seed and workers give the same answer whenever the
+    problem is proved within the time; otherwise the deadline decides how far the same sequence of steps gets. Raises
+    `ProblemError` for a warm start of wrong length or range.
+    """
     start = time.monotonic()
     deadline = start + time_limit_s
     trace: list[Incumbent] = []
@@ -81,20 +94,30 @@ def solve(
 
 def _infeasible(problem: Problem, deadline: float, seed: int, trace: list[Incumbent]) -> Solution:
     """Say by how much: the least peak over all choices of finite cost."""
-    over: float = 0
-    least = None
     free = Problem(
-        tuple(np.where(c >= 1e18, np.inf, 0.0) for c in problem.node_costs),
+        tuple(np.where(c >= IMPOSSIBLE, np.inf, 0.0) for c in problem.node_costs),
         problem.edges,
-        tuple(MemoryItem(m.node, m.start, m.end, m.usage) for m in problem.memory),
+        problem.memory,
         problem.memory_limit,
     )
+    over: float = 0
+    least = None
     try:
         reduced = presolve(free, check_room=False)
+        choices = []
+        if milp_entries(reduced.core) <= _MILP_ENTRIES:
+            left = min(_OVER_USE_S, max(0.5, deadline - time.monotonic()))
+            choices.append(solve_milp(reduced.core, left, seed % 2**31, relax_memory=True).choice)
+        if not choices or choices[0] is None:
+            flat = flatten(reduced.core)
+            dual = new_dual(flat)
+            ascend(flat, dual, 100)
+            choices = [dual.choice]
+        least = tuple(int(s) for s in reduced.restore(choices[0]))
+        found = evaluate(problem, least)
+        if found.cost == math.inf:
+            least = None
+        over = found.over_bytes if least is not None else 0
     except Infeasible:
-        return Solution(None, math.inf, math.inf, math.inf, "infeasible", tuple(trace))
-    result = solve_milp(reduced.core, max(1.0, deadline - time.monotonic()), seed, relax_memory=True)
-    if result.choice is not None:
-        least = tuple(int(s) for s in reduced.restore(result.choice))
-        over = evaluate(problem, least).over_bytes
+        pass  # impossible entries alone leave nothing: no memory would help
     return Solution(None, math.inf, math.inf, math.inf, "infeasible", tuple(trace), over, least)

@@ -60,7 +60,9 @@ def _largest(f: Flat, cost: np.ndarray) -> float:
 
 
 @njit(cache=True, nogil=True)
-def _move_prices(f: Flat, usage: np.ndarray, price: np.ndarray, step: np.ndarray, last: np.ndarray, unit: float) -> None:
+def _move_prices(
+    f: Flat, usage: np.ndarray, price: np.ndarray, step: np.ndarray, last: np.ndarray, unit: float
+) -> None:
     t = 0
     while t < price.size:
         if usage[t] <= f.room[t]:
@@ -83,7 +85,22 @@ def _move_prices(f: Flat, usage: np.ndarray, price: np.ndarray, step: np.ndarray
 
 
 @njit(cache=True, nogil=True)
-def _ascend(f: Flat, price: np.ndarray, message: np.ndarray, choice: np.ndarray, share: np.ndarray, now: np.ndarray, step: np.ndarray, last: np.ndarray, result: np.ndarray, rounds: int, patience: int, unit: float, ceiling: float, limit: float) -> None:
+def _ascend(
+    f: Flat,
+    price: np.ndarray,
+    message: np.ndarray,
+    choice: np.ndarray,
+    share: np.ndarray,
+    now: np.ndarray,
+    step: np.ndarray,
+    last: np.ndarray,
+    result: np.ndarray,
+    rounds: int,
+    patience: int,
+    unit: float,
+    ceiling: float,
+    limit: float,
+) -> None:
     """`result`: [bound, over-use and cost of `choice`, rounds made]. `price` becomes the best bound's."""
     nodes, rows = f.node_start.size - 1, price.size
     cost = np.empty(f.cost.size)
@@ -152,7 +169,9 @@ def ascend(f: Flat, dual: Dual, rounds: int, ceiling: float = np.inf, patience: 
     unit = first_price(f)
     limit = _EXACT - float(f.matrix[np.isfinite(f.matrix)].max(initial=0.0)) * 4
     start = dual.trial, dual.step, dual.side
-    _ascend(f, dual.price, dual.message, dual.choice, dual.share, *start, result, rounds, patience, unit, ceiling, limit)
+    _ascend(
+        f, dual.price, dual.message, dual.choice, dual.share, *start, result, rounds, patience, unit, ceiling, limit
+    )
     dual.bound, dual.over, dual.cost = float(result[0]), float(result[1]), float(result[2])
     return int(result[3])
 

@@ -233,7 +233,9 @@ class _Level:
             if (over, cost_of(self.f, self.start)) < (self.dual.over, self.dual.cost):
                 begin = self.start
         self.walkers = [
-            new_walker(self.f, begin, self.dual.price, unit, hash((self.engine.seed, len(self.engine.chain), self.rounds, i)))
+            new_walker(
+                self.f, begin, self.dual.price, unit, hash((self.engine.seed, len(self.engine.chain), self.rounds, i))
+            )
             for i in range(self.engine.workers)
         ]
 
@@ -280,7 +282,15 @@ class _Level:
                 self.engine._offer(self.core, result.choice, "exact")
 
 
-def run(problem: Problem, reduced: Presolved, best: Best, deadline: float, seed: int, workers: int, warm: Sequence[int] | None) -> bool:
+def run(
+    problem: Problem,
+    reduced: Presolved,
+    best: Best,
+    deadline: float,
+    seed: int,
+    workers: int,
+    warm: Sequence[int] | None,
+) -> bool:
     """Work on the presolved problem; True if `best` is proved optimal. Raises `Infeasible` if that is proved."""
     engine = Engine(best, deadline, seed, max(1, workers))
     start = None if warm is None else reduced.project(warm)

@@ -82,7 +82,9 @@ def solve_milp(
         strategies = np.flatnonzero(item.usage)
         span = np.arange(item.first, item.last)
         row = np.repeat(span, strategies.size)
-        rows.add(row, np.tile(offsets[item.node] + strategies, span.size), np.tile(item.usage[strategies] / scale, span.size))
+        rows.add(
+            row, np.tile(offsets[item.node] + strategies, span.size), np.tile(item.usage[strategies] / scale, span.size)
+        )
     if relax_memory:
         rows.add(np.arange(room.size), np.full(room.size, count), -np.ones(room.size))
         cost.append(np.ones(1))
@@ -124,7 +126,9 @@ def _load(rows: _Rows, cost: np.ndarray, count: int, binaries: int, relax_memory
     lp.a_matrix_.start_ = np.searchsorted(col, np.arange(count + 1)).astype(np.int32)
     lp.a_matrix_.index_ = row.astype(np.int32)
     lp.a_matrix_.value_ = value
-    lp.integrality_ = [highspy.HighsVarType.kInteger] * binaries + [highspy.HighsVarType.kContinuous] * (count - binaries)
+    lp.integrality_ = [highspy.HighsVarType.kInteger] * binaries + [highspy.HighsVarType.kContinuous] * (
+        count - binaries
+    )
     lp.offset_ = 0.0
     solver = highspy.Highs()
     solver.setOptionValue("output_flag", False)

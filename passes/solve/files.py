@@ -67,7 +67,9 @@ def _edges_from_json(edges: dict[str, Any], costs: tuple[np.ndarray, ...]) -> tu
     pairs, flat = _field(edges, "edges", "nodes", list), _field(edges, "edges", "costs", list)
     rows_json, cols_json = edges.get("rows", [None] * len(pairs)), edges.get("cols", [None] * len(pairs))
     if not len(pairs) == len(flat) == len(rows_json) == len(cols_json):
-        raise ProblemError("edges", f"{len(pairs)} nodes, {len(flat)} costs, {len(rows_json)} rows, {len(cols_json)} cols")
+        raise ProblemError(
+            "edges", f"{len(pairs)} nodes, {len(flat)} costs, {len(rows_json)} rows, {len(cols_json)} cols"
+        )
     shared: dict[tuple[int, int, str, bytes], np.ndarray] = {}
     result = []
     for i, pair in enumerate(pairs):

@@ -41,7 +41,9 @@ def _find(parent: np.ndarray, u: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _candidates(f: Flat, state: np.ndarray, wanted: int, local: bool, stamp: np.ndarray, mark: int, out: np.ndarray) -> int:
+def _candidates(
+    f: Flat, state: np.ndarray, wanted: int, local: bool, stamp: np.ndarray, mark: int, out: np.ndarray
+) -> int:
     """Nodes to consider, in random order: a ball around a random node, or a random sample of all."""
     nodes = f.node_start.size - 1
     if not local:
@@ -107,7 +109,16 @@ def _forest(f: Flat, picked: np.ndarray, count: int, parent: np.ndarray, inside:
 
 
 @njit(cache=True, nogil=True)
-def _ordered(f: Flat, forest: np.ndarray, size: int, inside: np.ndarray, stamp: np.ndarray, mark: int, order: np.ndarray, up: np.ndarray) -> None:
+def _ordered(
+    f: Flat,
+    forest: np.ndarray,
+    size: int,
+    inside: np.ndarray,
+    stamp: np.ndarray,
+    mark: int,
+    order: np.ndarray,
+    up: np.ndarray,
+) -> None:
     """`order` [size]: roots before children; `up` [n]: the edge to the parent, -1 for roots."""
     count = 0
     for i in range(size):
@@ -160,7 +171,19 @@ def _boundary(f: Flat, order: np.ndarray, size: int, inside: np.ndarray, choice:
 
 
 @njit(cache=True, nogil=True)
-def _decide(f: Flat, order: np.ndarray, size: int, up: np.ndarray, fixed: np.ndarray, total: np.ndarray, theta: np.ndarray, back: np.ndarray, lean: np.ndarray, arg: np.ndarray, choice: np.ndarray) -> None:
+def _decide(
+    f: Flat,
+    order: np.ndarray,
+    size: int,
+    up: np.ndarray,
+    fixed: np.ndarray,
+    total: np.ndarray,
+    theta: np.ndarray,
+    back: np.ndarray,
+    lean: np.ndarray,
+    arg: np.ndarray,
+    choice: np.ndarray,
+) -> None:
     """Dynamic programming over the forest at prices whose prefix sums are `total` [t + 1]; writes `choice`."""
     for step in range(size):
         u = order[step]
@@ -261,7 +284,16 @@ def _difference(f: Flat, order: np.ndarray, size: int, inside: np.ndarray, old: 
 
 
 @njit(cache=True, nogil=True)
-def _moved_usage(f: Flat, order: np.ndarray, size: int, old: np.ndarray, new: np.ndarray, usage: np.ndarray, change: np.ndarray, out: np.ndarray) -> float:
+def _moved_usage(
+    f: Flat,
+    order: np.ndarray,
+    size: int,
+    old: np.ndarray,
+    new: np.ndarray,
+    usage: np.ndarray,
+    change: np.ndarray,
+    out: np.ndarray,
+) -> float:
     """`out` [t]: usage after the move; returns the sum of what exceeds the room."""
     change[:] = 0
     for step in range(size):
@@ -302,7 +334,18 @@ def _raise_prices(f: Flat, usage: np.ndarray, price: np.ndarray, factor: float, 
 
 
 @njit(cache=True, nogil=True)
-def improve(f: Flat, choice: np.ndarray, usage: np.ndarray, price: np.ndarray, status: np.ndarray, state: np.ndarray, moves: int, unit: float, tries: int, largest: int) -> None:
+def improve(
+    f: Flat,
+    choice: np.ndarray,
+    usage: np.ndarray,
+    price: np.ndarray,
+    status: np.ndarray,
+    state: np.ndarray,
+    moves: int,
+    unit: float,
+    tries: int,
+    largest: int,
+) -> None:
     """Make `moves` moves in place. `status`: [cost, over-use summed over rows, moves accepted, moves that improved].
 
     `price` [t] is where moves start from; it follows the prices that led to accepted moves. `unit` is a first price.

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .core import Core, Infeasible, Undo, Workspace, project, restore, used
+from .core import Core, Infeasible, Undo, project, restore, used
 from .problem import Problem
+from .workspace import Workspace
 
 # Entries compared per node when looking for beaten strategies; beyond, the search would cost more than it saves.
 _DOMINANCE_ENTRIES = 4_000_000

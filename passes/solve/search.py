@@ -82,6 +82,8 @@ def _walk_one(f: Flat, walker: Walker, moves: int, deadline: float) -> None:
             return
         chunk = 1 if walker.pace_s == 0 else max(1, int(min(_CHUNK_S, left) / walker.pace_s))
         chunk = min(chunk, moves, 1000)
-        improve(f, walker.choice, walker.usage, walker.price, walker.status, walker.state, chunk, walker.unit, _TRIES, nodes)
+        improve(
+            f, walker.choice, walker.usage, walker.price, walker.status, walker.state, chunk, walker.unit, _TRIES, nodes
+        )
         walker.pace_s = max(1e-7, (time.monotonic() - begin) / chunk)
         moves -= chunk
