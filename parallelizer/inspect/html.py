@@ -1,4 +1,4 @@
-"""A plan as HTML: one self-contained page, or a fragment for notebooks. No scripts, nothing fetched, all text escaped."""
+"""A plan as HTML: one self-contained page, or a fragment for notebooks. No scripts, nothing fetched, text escaped."""
 
 from __future__ import annotations
 
@@ -190,7 +190,8 @@ def _communication(plan: Plan) -> str:
 def _collective(t: Traffic, largest: int, sizes: Mapping[str, int]) -> tuple[str, ...]:
     c = t.collective
     meter = f'<div class="pz-meter"><i style="width:{100 * t.total_bytes / max(largest, 1):.1f}%"></i></div>'
-    line = f'<span title="{escape(short_source(c.source))}"><code>{escape(short_source(c.source).partition(" (")[0])}</code></span>'
+    source = short_source(c.source)
+    line = f'<code title="{escape(source)}">{escape(source.partition(" (")[0])}</code>'
     return (
         escape(bytes_text(t.total_bytes)),
         meter,
@@ -225,7 +226,8 @@ def _arrays(plan: Plan) -> str:
     for r in argument_rows(plan):
         if r.section != heading:
             heading = r.section
-            rows.append((f"{escape(r.kind)} <code>{escape(heading)}</code>",))
+            where = f" <code>{escape(heading)}</code>" if heading.rstrip("/") != r.kind else ""
+            rows.append((escape(r.kind) + where,))
         rows.append(_array(r, plan, sizes))
     columns = ("array", "shape / axes that cut it", "", "optimizer's", "per device", "why")
     note = "the filled block is what one device holds; bytes with the optimizer's arrays"

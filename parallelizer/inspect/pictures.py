@@ -9,9 +9,9 @@ from html import escape
 from parallelizer.inspect.words import cut_text
 from passes.ir import Sharding
 
-_WIDTH, _HEIGHT, _FLAT = 54, 34, 12
-_LINES = 16
-"""More blocks than this are drawn as this many."""
+_WIDTH, _HEIGHT, _FLAT = 44, 26, 9
+_SPACE = 4.0
+"""Lines that would stand closer than this many pixels are drawn as fewer."""
 _LEAST = 2.0
 
 
@@ -38,8 +38,8 @@ def picture(shape: tuple[int, ...], sharding: Sharding | None, sizes: Mapping[st
     return (
         f'<svg width="{_WIDTH + 2}" height="{height + 2}" viewBox="-1 -1 {_WIDTH + 2} {height + 2}" role="img" '
         f'aria-label="{said}"><title>{said}</title>'
-        f'<rect width="{_WIDTH}" height="{height}" fill="none" stroke="var(--pz-muted)"/>'
-        f'<rect {block} fill="var(--pz-muted)"/>{"".join(lines)}</svg>'
+        f'<rect {block} fill="var(--pz-fill)"/>{"".join(lines)}'
+        f'<rect width="{_WIDTH}" height="{height}" fill="none" stroke="var(--pz-muted)"/></svg>'
     )
 
 
@@ -49,7 +49,7 @@ def _colour_of(sharding: Sharding | None, dim: int, sizes: Mapping[str, int]) ->
 
 
 def _places(blocks: int, length: float) -> list[float]:
-    shown = min(blocks, _LINES)
+    shown = min(blocks, int(length / _SPACE))
     return [length * i / shown for i in range(1, shown)]
 
 

@@ -95,10 +95,10 @@ def reason_text(kind: str, limit_bytes: int) -> str:
 def runner_up_text(runner_up: Sharding, extra_s: float, price_s: float, exact: bool = False) -> str:
     """The next best way and its price; `exact` if everything else was free to change with it."""
     how = "everything else free to change" if exact else "other choices kept"
+    if abs(extra_s) <= 1e-9 * price_s:
+        return f"{cut_text(runner_up)} at the same price, {how}"
     if extra_s < 0:
-        return (
-            f"{cut_text(runner_up)}: {extra_text(extra_s, price_s)} on the price of {time_text(price_s)} if it did fit"
-        )
+        how = "if only it fitted"
     return f"{cut_text(runner_up)}: {extra_text(extra_s, price_s)} on the price of {time_text(price_s)}, {how}"
 
 
