@@ -30,7 +30,7 @@ class Rule:
     operands / results: per array, per dimension, the factors that make it up (major to minor; empty: must stay whole).
     sizes: elements of each factor. reduced: factors on operands only, and how the pieces combine ("sum", "max", "min",
     "and", "or", "prod"). fixed: factors that must not be cut. indexed: factors of an operand or result that are
-    addressed by index values (rows of an embedding table): cutting them is local once the indices are shifted and masked.
+    addressed by index values (rows of an embedding table): cutting them is local once indices are shifted and masked.
     flop: floating point operations of the whole operation. kind: "elementwise" | "contraction" | "reduction" |
     "movement" | "indexing" | "free" (generated in place in any sharding) | "opaque" (unknown: everything whole).
     """
