@@ -1,4 +1,4 @@
-"""Convolutions and pooling: batch and channels may be cut; a dimension with a window stays whole (cut, it needs neighbours)."""
+"""Convolutions and pooling: batch and channels may be cut; a dimension with a window stays whole, it needs neighbours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Programs of kinds that the zoo does not have yet: each is planned, run on eight devices, and equal to plain `jax.jit`."""
+"""Programs of kinds that the zoo does not have: each is planned, run on eight devices, and equal to plain `jax.jit`."""
 
 import flax.linen as nn
 import jax
