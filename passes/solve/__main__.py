@@ -1,4 +1,6 @@
-"""`python -m passes.solve PROBLEM.json[.gz] --time-limit 60`: prints the choice as the contest wants it, `[]` without one."""
+"""`python -m passes.solve PROBLEM.json[.gz] --time-limit 60`: prints the choice as the contest wants it, `[]`
+without one.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Branch and bound on the dual: the exact method, with every bound in exact integers.
 
-A branch forbids strategies by infinite costs. Its bound comes from the message passing of `dual`; strategies whose forced
-bound passes the ceiling, or that over-fill a row with everything else at its least, are forbidden too. Best bound first.
+A branch forbids strategies by infinite costs. Its bound comes from the message passing of `dual`; strategies whose
+forced bound passes the ceiling, or that over-fill a row with everything else at its least, are forbidden too. Best
+bound first.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ class Branch:
 
 @njit(cache=True, nogil=True)
 def forbid_overfull(f: Flat, cost: np.ndarray) -> int:
-    """Make strategies infinite in `cost` [s] that over-fill a row though all others take their least; how many, -1: all."""
+    """Make strategies infinite in `cost` [s] that over-fill a row though all others take their least; how many, -1:
+    all.
+    """
     rows = f.room.size
     change = np.zeros(rows + 1)
     least = np.zeros(f.item_first.size)
@@ -120,7 +123,9 @@ class Tree:
 
     @property
     def bound(self) -> float:
-        """No choice of lower scaled cost was missed, apart from those at the ceilings given; infinite when all is searched."""
+        """No choice of lower scaled cost was missed, apart from those at the ceilings given; infinite when all is
+        searched.
+        """
         return self.heap[0][0] if self.heap else math.inf
 
     def advance(
@@ -190,10 +195,7 @@ def _expand(
     spread[counts < 2] = -1.0
     u = int(spread.argmax())
     if spread[u] <= 0:
-        if (counts < 2).all():
-            u = -1
-        else:
-            u = int(np.where(counts < 2, 10**9, counts).argmin())
+        u = -1 if (counts < 2).all() else int(np.where(counts < 2, 10**9, counts).argmin())
     if u < 0:
         # One choice is left, and the passes above have offered it if it fits.
         return []

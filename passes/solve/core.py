@@ -61,8 +61,8 @@ class Core:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Undo:
-    """One step back. `kind`: "restrict" (table: new strategy -> old; forward: old -> new or -1), "follow" (node = table of
-    `other`'s strategy), "between" (node = table of the strategies of `other` and `third`)."""
+    """One step back. `kind`: "restrict" (table: new strategy -> old; forward: old -> new or -1), "follow" (node =
+    table of `other`'s strategy), "between" (node = table of the strategies of `other` and `third`)."""
 
     kind: str
     node: int

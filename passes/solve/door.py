@@ -36,8 +36,8 @@ class Incumbent:
 class Solution:
     """`status` is "optimal", "feasible", "infeasible" or "unknown" (time ran out before either was certain).
 
-    `choice` [nodes] is None without a feasible choice. `bound` is below every feasible cost; `gap` is what the choice may
-    cost too much, as a share of its cost (0 when optimal, infinite without a choice). When memory makes the problem
+    `choice` [nodes] is None without a feasible choice. `bound` is below every feasible cost; `gap` is what the choice
+    may cost too much, as a share of its cost (0 when optimal, infinite without a choice). When memory makes the problem
     infeasible, `over_bytes` says by how much the least peak exceeds the limit and `least_over` reaches it.
     """
 
@@ -104,16 +104,16 @@ def _infeasible(problem: Problem, deadline: float, seed: int, trace: list[Incumb
     least = None
     try:
         reduced = presolve(free, check_room=False)
-        choices = []
+        choice = None
         if milp_entries(reduced.core) <= _MILP_ENTRIES:
             left = min(_OVER_USE_S, max(0.5, deadline - time.monotonic()))
-            choices.append(solve_milp(reduced.core, left, seed % 2**31, relax_memory=True).choice)
-        if not choices or choices[0] is None:
+            choice = solve_milp(reduced.core, left, seed % 2**31, relax_memory=True).choice
+        if choice is None:
             flat = flatten(reduced.core)
             dual = new_dual(flat)
             ascend(flat, dual, 100)
-            choices = [dual.choice]
-        least = tuple(int(s) for s in reduced.restore(choices[0]))
+            choice = dual.choice
+        least = tuple(int(s) for s in reduced.restore(choice))
         found = evaluate(problem, least)
         if found.cost == math.inf:
             least = None

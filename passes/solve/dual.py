@@ -108,7 +108,7 @@ def _ascend(
     here = np.zeros(nodes, np.int64)
     usage = np.zeros(rows)
     marked, waited = result[0], 0
-    for turn in range(rounds):
+    for _ in range(rounds):
         quantise(now)
         priced_costs(f, now, cost)
         message_pass(f, cost, message, True, marginal)
@@ -164,7 +164,9 @@ def first_price(f: Flat) -> float:
 
 
 def ascend(f: Flat, dual: Dual, rounds: int, ceiling: float = np.inf, patience: int = 60) -> int:
-    """Up to `rounds` turns of two passes and a price step; stops above `ceiling`. Updates `dual`; returns turns made."""
+    """Up to `rounds` turns of two passes and a price step; stops above `ceiling`. Updates `dual`; returns turns
+    made.
+    """
     result = np.array([dual.bound, dual.over, dual.cost, 0.0])
     unit = first_price(f)
     limit = _EXACT - float(f.matrix[np.isfinite(f.matrix)].max(initial=0.0)) * 4

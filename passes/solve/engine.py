@@ -99,7 +99,7 @@ class Engine:
                 if smaller is None:
                     return
                 price = _carried(core, smaller.core, level.dual.price / level.f.scale)
-                start = None if level.walkers is None else smaller.project(level.walkers[0].choice)
+                start = smaller.project(level.walkers[0].choice)
                 self.chain.append(smaller)
         except Infeasible:
             # Cuts leave only what is better than the best: nothing left is the proof.
@@ -146,7 +146,7 @@ class _Level:
     start: np.ndarray | None
     price: np.ndarray | None
     dual: Dual = field(init=False)
-    walkers: list[Walker] | None = None
+    walkers: list[Walker] = field(default_factory=list)
     tree: Tree | None = None
     exact_tried: bool = False
     rounds: int = 0
@@ -158,7 +158,7 @@ class _Level:
         engine, f = self.engine, self.f
         effort = next(e for e in EFFORTS if f.cost.size <= e.strategies)
         self._ascend(effort.rounds)
-        self._start_walkers()
+        self.walkers = self._new_walkers()
         moves, branches = effort.moves, effort.branches
         while not engine.late:
             self._search(moves)
@@ -211,19 +211,20 @@ class _Level:
             self.engine._offer(self.core, choice, stage)
 
     def _challenge(self, moves: int) -> None:
-        """New walkers from where the dual is now: better prices often lead past a choice that the old ones are stuck at."""
+        """New walkers from where the dual is now: better prices often lead past a choice that the old ones are stuck
+        at.
+        """
         old = self.walkers
-        assert old is not None
         self.rounds += 1
         self.start = None
-        self._start_walkers()
+        self.walkers = self._new_walkers()
         self._search(moves // 2)
         for walker in old:
             walker.price[:] = self.dual.price
         if min(w.key for w in old) <= min(w.key for w in self.walkers):
             self.walkers = old
 
-    def _start_walkers(self) -> None:
+    def _new_walkers(self) -> list[Walker]:
         begin = self.dual.choice
         unit = first_price(self.f)
         if self.start is not None:
@@ -232,7 +233,7 @@ class _Level:
             over = float(np.maximum(usage - self.f.room, 0.0).sum())
             if (over, cost_of(self.f, self.start)) < (self.dual.over, self.dual.cost):
                 begin = self.start
-        self.walkers = [
+        return [
             new_walker(
                 self.f, begin, self.dual.price, unit, hash((self.engine.seed, len(self.engine.chain), self.rounds, i))
             )
@@ -240,7 +241,6 @@ class _Level:
         ]
 
     def _search(self, moves: int) -> None:
-        assert self.walkers is not None
         block = 100
         while moves > 0 and not self.engine.late:
             walk(self.f, self.walkers, min(block, moves), self.engine.deadline)
@@ -276,7 +276,7 @@ class _Level:
         self.exact_tried = True
         if milp_entries(self.core) <= 100_000:
             left = self.engine.deadline - time.monotonic()
-            start = None if self.walkers is None else self.walkers[0].choice
+            start = self.walkers[0].choice
             result = solve_milp(self.core, left * 0.3, self.engine.seed % 2**31, start)
             if result.choice is not None:
                 self.engine._offer(self.core, result.choice, "exact")

@@ -1,7 +1,8 @@
 """The reduced problem as a mixed-integer program in HiGHS.
 
-One binary per strategy, one row per node. An edge's costs sit on flow variables between the distinct rows and columns of
-its matrix, whose row sums equal the strategies' (the local polytope, tight on trees). One row per time that can bind.
+One binary per strategy, one row per node. An edge's costs sit on flow variables between the distinct rows and columns
+of its matrix, whose row sums equal the strategies' (the local polytope, tight on trees). One row per time that can
+bind.
 """
 
 from __future__ import annotations

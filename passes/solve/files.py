@@ -22,7 +22,9 @@ _INT64_MAX = 2**63 - 1
 
 
 def read_problem(path: str | os.PathLike[str]) -> Problem:
-    """Read a problem. Raises `ProblemError` naming the field for anything malformed and OSError for unreadable files."""
+    """Read a problem. Raises `ProblemError` naming the field for anything malformed and OSError for unreadable
+    files.
+    """
     raw = Path(path).read_bytes()
     try:
         text = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
@@ -88,7 +90,7 @@ def _edges_from_json(edges: dict[str, Any], costs: tuple[np.ndarray, ...]) -> tu
         values = _numbers(f"edges.costs[{i}]", flat[i])
         if values.size != shape[0] * shape[1]:
             raise ProblemError(f"edges.costs[{i}]", f"{values.size} costs for {shape[0]} x {shape[1]} strategies")
-        key = (*shape, values.dtype.kind, values.tobytes())
+        key = (shape[0], shape[1], str(values.dtype.kind), values.tobytes())
         matrix = shared.setdefault(key, values.reshape(shape))
         result.append(Edge(u, v, matrix, *maps))
     return tuple(result)

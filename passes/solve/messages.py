@@ -3,8 +3,8 @@
 Kolmogorov, "Convergent tree-reweighted message passing for energy minimization", 2006: every pass over the nodes keeps
 or raises the bound. Memory enters through prices per row, added to the node costs.
 
-All numbers are integers held in float64 (`flatten` scales the costs), shares are rounded down, and sums stay below 2^53:
-the arithmetic is exact, so a bound is a proof and not an estimate.
+All numbers are integers held in float64 (`flatten` scales the costs), shares are rounded down, and sums stay below
+2^53: the arithmetic is exact, so a bound is a proof and not an estimate.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ def cost_of(f: Flat, choice: np.ndarray) -> float:
 def message_pass(f: Flat, cost: np.ndarray, message: np.ndarray, forward: bool, marginal: np.ndarray) -> float:
     """One pass over the nodes, updating `message` in place; returns the bound.
 
-    `marginal` [s]: how much the bound rises at least if that strategy is forced. Infinite costs forbid strategies; a node
-    or an edge without a way left makes the bound infinite.
+    `marginal` [s]: how much the bound rises at least if that strategy is forced. Infinite costs forbid strategies; a
+    node or an edge without a way left makes the bound infinite.
     """
     nodes = f.node_start.size - 1
     bound = 0.0

@@ -2,7 +2,6 @@
 
 All nodes outside the forest keep their strategy. Within it the cheapest combination at given prices per row is found by
 min-plus dynamic programming; prices on over-full rows are raised until the combination fits or the tries are used up.
-Random numbers come from a state carried by the caller (xorshift), so that a seed gives the same moves everywhere.
 """
 
 from __future__ import annotations
@@ -11,136 +10,7 @@ import numpy as np
 from numba import njit
 
 from .flat import Flat
-
-
-@njit(cache=True, nogil=True)
-def _random(state: np.ndarray) -> float:
-    """Uniform in [0, 1); xorshift64*, Marsaglia 2003, Vigna 2014."""
-    x = state[0]
-    x ^= x >> np.uint64(12)
-    x ^= x << np.uint64(25)
-    x ^= x >> np.uint64(27)
-    state[0] = x
-    return float((x * np.uint64(2685821657736338717)) >> np.uint64(11)) / 9007199254740992.0
-
-
-@njit(cache=True, nogil=True)
-def _normal(state: np.ndarray) -> float:
-    total = 0.0
-    for _ in range(12):
-        total += _random(state)
-    return total - 6.0
-
-
-@njit(cache=True, nogil=True)
-def _find(parent: np.ndarray, u: int) -> int:
-    while parent[u] != u:
-        parent[u] = parent[parent[u]]
-        u = parent[u]
-    return u
-
-
-@njit(cache=True, nogil=True)
-def _candidates(
-    f: Flat, state: np.ndarray, wanted: int, local: bool, stamp: np.ndarray, mark: int, out: np.ndarray
-) -> int:
-    """Nodes to consider, in random order: a ball around a random node, or a random sample of all."""
-    nodes = f.node_start.size - 1
-    if not local:
-        for i in range(nodes):
-            out[i] = i
-        for i in range(min(wanted, nodes)):
-            j = i + int(_random(state) * (nodes - i))
-            out[i], out[j] = out[j], out[i]
-        return min(wanted, nodes)
-    count = 1
-    out[0] = int(_random(state) * nodes)
-    stamp[out[0]] = mark
-    head = 0
-    while head < count and count < wanted:
-        # Growing from a random open node instead of the oldest makes balls of varied shape.
-        j = head + int(_random(state) * (count - head))
-        out[head], out[j] = out[j], out[head]
-        u = out[head]
-        head += 1
-        for q in range(f.near_start[u], f.near_start[u + 1]):
-            k = f.near_edge[q]
-            w = f.edge_v[k] if f.edge_u[k] == u else f.edge_u[k]
-            if stamp[w] != mark and count < wanted:
-                stamp[w] = mark
-                out[count] = w
-                count += 1
-    return count
-
-
-@njit(cache=True, nogil=True)
-def _forest(f: Flat, picked: np.ndarray, count: int, parent: np.ndarray, inside: np.ndarray, out: np.ndarray) -> int:
-    """The nodes of `picked` that keep the induced graph free of cycles, marked in `inside`; returns how many."""
-    size = 0
-    for i in range(count):
-        u = picked[i]
-        good = True
-        first = f.near_start[u]
-        for q in range(first, f.near_start[u + 1]):
-            k = f.near_edge[q]
-            w = f.edge_v[k] if f.edge_u[k] == u else f.edge_u[k]
-            if inside[w]:
-                root = _find(parent, w)
-                for p in range(first, q):
-                    e = f.near_edge[p]
-                    x = f.edge_v[e] if f.edge_u[e] == u else f.edge_u[e]
-                    if inside[x] and _find(parent, x) == root:
-                        good = False
-                        break
-                if not good:
-                    break
-        if not good:
-            continue
-        parent[u] = u
-        for q in range(first, f.near_start[u + 1]):
-            k = f.near_edge[q]
-            w = f.edge_v[k] if f.edge_u[k] == u else f.edge_u[k]
-            if inside[w]:
-                parent[_find(parent, w)] = u
-        inside[u] = True
-        out[size] = u
-        size += 1
-    return size
-
-
-@njit(cache=True, nogil=True)
-def _ordered(
-    f: Flat,
-    forest: np.ndarray,
-    size: int,
-    inside: np.ndarray,
-    stamp: np.ndarray,
-    mark: int,
-    order: np.ndarray,
-    up: np.ndarray,
-) -> None:
-    """`order` [size]: roots before children; `up` [n]: the edge to the parent, -1 for roots."""
-    count = 0
-    for i in range(size):
-        if stamp[forest[i]] == mark:
-            continue
-        root = forest[i]
-        stamp[root] = mark
-        up[root] = -1
-        order[count] = root
-        head = count
-        count += 1
-        while head < count:
-            u = order[head]
-            head += 1
-            for q in range(f.near_start[u], f.near_start[u + 1]):
-                k = f.near_edge[q]
-                w = f.edge_v[k] if f.edge_u[k] == u else f.edge_u[k]
-                if inside[w] and stamp[w] != mark:
-                    stamp[w] = mark
-                    up[w] = k
-                    order[count] = w
-                    count += 1
+from .forest import candidates, grow_forest, normal, ordered, random
 
 
 @njit(cache=True, nogil=True)
@@ -375,22 +245,22 @@ def improve(
     change = np.zeros(rows + 1)
     moved = np.zeros(rows)
     for move in range(moves):
-        kind = _random(state)
+        kind = random(state)
         span = np.log(largest + 1.0)
-        wanted = max(1, int(np.exp(_random(state) * span)))
+        wanted = max(1, int(np.exp(random(state) * span)))
         local = kind < 0.7
-        count = _candidates(f, state, min(nodes, wanted), local, stamp, move + 1, picked)
-        size = _forest(f, picked, count, parent, inside, forest)
-        _ordered(f, forest, size, inside, seen, move + 1, order, up)
+        count = candidates(f, state, min(nodes, wanted), local, stamp, move + 1, picked)
+        size = grow_forest(f, picked, count, parent, inside, forest)
+        ordered(f, forest, size, inside, seen, move + 1, order, up)
         _boundary(f, order, size, inside, choice, fixed)
-        spread = 0.05 + 0.6 * _random(state)
-        scale = np.exp(0.7 * spread * _normal(state))
+        spread = 0.05 + 0.6 * random(state)
+        scale = np.exp(0.7 * spread * normal(state))
         for t in range(rows):
             if price[t] > 0:
-                local_price[t] = price[t] * scale * np.exp(spread * _normal(state))
+                local_price[t] = price[t] * scale * np.exp(spread * normal(state))
             else:
                 local_price[t] = 0.0
-        factor = 1.1 + 0.9 * _random(state)
+        factor = 1.1 + 0.9 * random(state)
         raised = 0
         for _ in range(tries):
             for t in range(rows):

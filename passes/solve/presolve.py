@@ -1,8 +1,9 @@
 """Exact reductions, cheapest first, until nothing changes; every one leaves an undo record.
 
-Impossible entries first: strategies without partner go (arc consistency), and where every strategy of a node has exactly
-one possible partner the neighbour is no decision of its own and merges. Then nodes with one strategy, edges that are sums
-of node costs, strategies that another one beats in cost and memory, and nodes without memory and few neighbours.
+Impossible entries first: strategies without partner go (arc consistency), and where every strategy of a node has
+exactly one possible partner the neighbour is no decision of its own and merges. Then nodes with one strategy, edges
+that are sums of node costs, strategies that another one beats in cost and memory, and nodes without memory and few
+neighbours.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ class Presolved:
 
 
 def presolve(problem: Problem, check_room: bool = True) -> Presolved:
-    """Reduce `problem`. Raises `Infeasible` when no choice has finite cost or some time is over-full whatever is chosen."""
+    """Reduce `problem`. Raises `Infeasible` when no choice has finite cost or some time is over-full whatever is
+    chosen.
+    """
     return _reduced(Workspace.of(problem), check_room)
 
 
@@ -124,10 +127,7 @@ def merge_ties(work: Workspace, nodes: Iterable[int]) -> None:
             continue
         if u_decides and v_decides and len(work.near[u]) + len(work.items[u]) < len(work.near[v]) + len(work.items[v]):
             u_decides = False  # move the smaller node
-        if u_decides:
-            changed = work.follow(v, u, finite.argmax(axis=1))
-        else:
-            changed = work.follow(u, v, finite.argmax(axis=0))
+        changed = work.follow(v, u, finite.argmax(axis=1)) if u_decides else work.follow(u, v, finite.argmax(axis=0))
         queue.extend(e for e in changed if np.isinf(work.matrix[e]).any())
 
 

@@ -1,8 +1,9 @@
 """The assignment problem and its exact evaluation: arrays in, nothing else known.
 
-One strategy is chosen per node. The objective is the sum of node costs and of edge costs, a matrix per edge. Memory items
-say how many bytes a node's strategy keeps live over a half-open interval of times; at every time the live bytes must stay
-within the limit. An entry that is infinite or at least `IMPOSSIBLE` (1e18, the contest's marker) may not be chosen.
+One strategy is chosen per node. The objective is the sum of node costs and of edge costs, a matrix per edge. Memory
+items say how many bytes a node's strategy keeps live over a half-open interval of times; at every time the live bytes
+must stay within the limit. An entry that is infinite or at least `IMPOSSIBLE` (1e18, the contest's marker) may not be
+chosen.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ class ProblemError(ValueError):
 class Edge:
     """Cost between two nodes: `matrix[row_of[strategy of u], col_of[strategy of v]]`.
 
-    `matrix` is float64 or int64 [rows, cols]; infinite or >= 1e18 entries are impossible. `row_of` [strategies of u] and
-    `col_of` [strategies of v] map strategies to rows and columns (many strategies may share one); None is the identity.
+    `matrix` is float64 or int64 [rows, cols]; infinite or >= 1e18 entries are impossible. `row_of` [strategies of u]
+    and `col_of` [strategies of v] map strategies to rows and columns (many strategies may share one); None is the
+    identity.
     """
 
     u: int
@@ -84,7 +86,8 @@ class Problem:
 class Evaluation:
     """What a choice costs. `cost` is an exact int for integer problems and infinite if an impossible entry is chosen.
 
-    `peak_bytes` is the largest sum of live usages, first reached at `peak_time`; `over_bytes` is what exceeds the limit.
+    `peak_bytes` is the largest sum of live usages, first reached at `peak_time`; `over_bytes` is what exceeds the
+    limit.
     """
 
     cost: float

@@ -224,9 +224,9 @@ class Workspace:
         """Drop a node without memory and at most two neighbours: its best answer becomes cost of what is left."""
         around = list(self.near[u].values())
         if not around:
-            best = int(np.argmin(self.cost[u]))
-            self.constant += float(self.cost[u][best])
-            self.undo.append(Undo("follow", u, np.array([best]), other=-1))
+            least = int(np.argmin(self.cost[u]))
+            self.constant += float(self.cost[u][least])
+            self.undo.append(Undo("follow", u, np.array([least]), other=-1))
         elif len(around) == 1:
             w, matrix, rows, cols = self.oriented(around[0], u)
             total = self.cost[u][:, None] + matrix[rows]
