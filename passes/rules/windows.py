@@ -1,4 +1,4 @@
-"""Convolutions and pooling: batch and channels may be cut; a dimension with a window stays whole, it needs neighbours."""
+"""Convolutions and pooling: batch and channels may be cut; dimensions with a window stay whole (they need halos)."""
 
 from __future__ import annotations
 
