@@ -161,9 +161,11 @@ class DoesNotFitError(ParallelizerError, ValueError):
         available_bytes: int,
         dominated_by: Sequence[tuple[str, int]] = (),
         relaxations: Sequence[tuple[str, int]] = (),
+        advice: Sequence[str] = (),
     ) -> Self:
         """Bytes per device. `needed_bytes` is what the leanest plan needs and `dominated_by` its largest parts;
-        `relaxations` are changes (a phrase, and what the plan would then need), smallest change first."""
+        `relaxations` are changes (a phrase, and what the plan found with it uses), smallest first; `advice` names
+        changes whose effect is not known."""
         missing = needed_bytes - available_bytes
         rows = [
             f"the leanest plan needs {bytes_text(needed_bytes)} ({needed_bytes} B) per device",
@@ -176,7 +178,7 @@ class DoesNotFitError(ParallelizerError, ValueError):
             f"nothing fits in memory: {bytes_text(missing)} per device are missing",
             "",
             rows,
-            way_out or (f"allow at least memory_bytes={needed_bytes}, use more devices, or a smaller batch",),
+            (*way_out, *advice) or (f"allow memory_bytes={needed_bytes}, use more devices, or a smaller batch",),
             {
                 "needed_bytes": needed_bytes,
                 "available_bytes": available_bytes,

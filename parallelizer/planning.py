@@ -14,7 +14,6 @@ from cost_model.hardware import UnknownChip
 from cost_model.mesh import LogicalMesh, MeshError, logical_mesh
 from cost_model.topology import ImpossibleTopology, Topology, UnknownTopology, known_topologies, parse_topology
 from parallelizer.errors import (
-    DoesNotFitError,
     MeshSizeError,
     NotDivisibleError,
     UnknownPrimitiveError,
@@ -22,6 +21,7 @@ from parallelizer.errors import (
 )
 from parallelizer.pins import check_pins, pin_axes, read_pins
 from parallelizer.plans import Array, Choice, Collective, Cost, Memory, Plan, Tried
+from parallelizer.relaxations import Asked, does_not_fit
 from parallelizer.tracer import Traced
 from passes.explain import adjacency, reason
 from passes.ir import Graph, Literal, Sharding, walk
@@ -75,7 +75,8 @@ def make_plan(
     try:
         best, found = search_layout(graph, legal, limit, fixed, time_limit_s)
     except MemoryError_ as error:
-        raise _does_not_fit(error, graph) from error
+        asked = Asked(graph, legal, meshes_for(topology, None, pin_axes(pinned)), limit, fixed, time_limit_s)
+        raise does_not_fit(error, asked) from error
     except PinError as error:
         raise _bad_pin(error) from error
     unknown = _unknown(best)
@@ -99,23 +100,6 @@ def _bad_pin(error: PinError) -> ValueError:
         if axes:
             return NotDivisibleError.of(error.path, dim, error.shape[dim], {a: sizes[a] for a in axes})
     return error
-
-
-def _does_not_fit(error: MemoryError_, graph: Graph) -> DoesNotFitError:
-    dominated = [(path, size) for path, size in error.least.by_argument[:4]]
-    dominated += [(kind, size) for kind, size in error.least.by_kind if kind != "arguments"]
-    kinds = dict(error.least.by_kind)
-    relaxations = [(f"memory_bytes={error.needed_bytes}", error.needed_bytes)]
-    if graph.carried and not graph.donated and kinds.get("results"):
-        relaxations.insert(0, ("donate the state: donate_argnums=(0,)", error.needed_bytes - kinds["results"]))
-    if kinds.get("activations", 0) > error.needed_bytes // 4:
-        relaxations.append(("half the batch", error.needed_bytes - kinds["activations"] // 2))
-        relaxations.append(
-            ("jax.checkpoint around each layer keeps fewer activations", error.needed_bytes - kinds["activations"] // 2)
-        )
-    return DoesNotFitError.of(
-        error.needed_bytes, error.limit_bytes, sorted(dominated, key=lambda r: -r[1]), relaxations
-    )
 
 
 def _unknown(found: Found) -> tuple[tuple[str, int, str], ...]:
