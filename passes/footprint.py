@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from passes.ir import Graph, Layout, Sharding, Step, Use
 from passes.memory import peak_bytes
 from passes.price import Priced, Pricer
 from passes.realize import Realized
+from passes.tiling import stored_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,48 +26,68 @@ class Footprint:
     by_argument: tuple[tuple[str, int], ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """`value`, or a moved copy of it, takes size_bytes of one device at positions [start, end); kinds as in `Footprint`."""
+
+    value: int
+    start: int
+    end: int
+    size_bytes: int
+    kind: str
+    path: str = ""
+
+
 def footprint(priced: Priced, realized: Realized) -> Footprint:
     """Evaluate the plan's memory over time; sizes are what one device holds."""
+    usages = tuple(usages_of(priced, realized))
+    peak, at = peak_bytes(((u.start, u.end, u.size_bytes) for u in usages), priced.program.lives.end)
+    kinds: dict[str, int] = {}
+    arguments: dict[str, int] = {}
+    for u in usages:
+        if u.start <= at < u.end:
+            kinds[u.kind] = kinds.get(u.kind, 0) + u.size_bytes
+            if u.kind == "arguments":
+                head = "/".join(u.path.split("/")[:2])
+                arguments[head] = arguments.get(head, 0) + u.size_bytes
+    return Footprint(int(peak), at, _ranked(kinds), _ranked(arguments))
+
+
+def _ranked(sizes: dict[str, int]) -> tuple[tuple[str, int], ...]:
+    return tuple(sorted(sizes.items(), key=lambda item: -item[1]))
+
+
+def usages_of(priced: Priced, realized: Realized) -> Iterator[Usage]:
+    """Everything that one device keeps, and when."""
     graph, program = priced.program.graph, priced.program
     pricer = Pricer(program, priced.mesh)
     position = {v.op.id: i for i, v in enumerate(program.grouping.visits)}
-    usages: list[tuple[int, int, float, str, str]] = []
     inputs = {v: graph.input_paths[i] for i, v in enumerate(graph.inputs)} if graph.input_paths else {}
+    tpu = priced.mesh.topology.chip.platform == "tpu"
     reused = pricer.reused_outputs()
     outputs = {o for o in graph.outputs if isinstance(o, int)}
     for life in program.lives.kept:
         if life.value in reused:
             continue
-        size = local_bytes(priced, realized, life.value, realized.layout.values.get(life.value))
-        kind = "arguments" if life.value in inputs else "results" if life.value in outputs else "activations"
-        usages.append((life.start, life.end, size, kind, inputs.get(life.value, "")))
+        if life.narrow and life.copy and not tpu:
+            continue
+        size = local_bytes(priced, life.value, realized.layout.values.get(life.value), life.narrow)
+        kind = "copies" if life.copy else "arguments" if life.value in inputs else "results" if life.value in outputs else "activations"
+        yield Usage(life.value, life.start, life.end, size, kind, inputs.get(life.value, ""))
     wants: dict[int, list[int]] = {}
     for w in program.grouping.wants:
         if w.visit is not None:
             wants.setdefault(w.value, []).append(position[w.visit.op.id])
     for v, form in realized.layout.shared.items():
-        usages.append((min(wants[v]), max(wants[v]) + 1, local_bytes(priced, realized, v, form), "copies", ""))
+        yield Usage(v, min(wants[v]), max(wants[v]) + 1, local_bytes(priced, v, form), "copies")
     for op, decision in realized.layout.ops.items():
         at = position[op]
         for use in decision.uses:
             if use is not None:
                 steps = moves_of(realized.layout, graph, use)
                 if any(s.kind != "slice" for s in steps):
-                    size = max(local_bytes(priced, realized, use.source, s.to) for s in steps)
-                    usages.append((at, at + 1, size, "copies", ""))
-    peak, at = peak_bytes(((a, b, n) for a, b, n, _, _ in usages), program.lives.end)
-    kinds: dict[str, float] = {}
-    arguments: dict[str, float] = {}
-    for start, end, size, kind, path in usages:
-        if start <= at < end:
-            kinds[kind] = kinds.get(kind, 0.0) + size
-            if kind == "arguments":
-                head = "/".join(path.split("/")[:2])
-                arguments[head] = arguments.get(head, 0.0) + size
-    ranked = sorted(arguments.items(), key=lambda item: -item[1])
-    return Footprint(
-        int(peak), at, tuple((k, int(n)) for k, n in sorted(kinds.items(), key=lambda item: -item[1])), tuple((k, int(n)) for k, n in ranked)
-    )
+                    size = max(local_bytes(priced, use.source, s.to) for s in steps)
+                    yield Usage(use.source, at, at + 1, size, "copies")
 
 
 def moves_of(layout: Layout, graph: Graph, use: Use) -> tuple[Step, ...]:
@@ -76,8 +97,9 @@ def moves_of(layout: Layout, graph: Graph, use: Use) -> tuple[Step, ...]:
     return layout.moves.get((v.shape, v.itemsize, start.dims, use.target.dims), ())
 
 
-def local_bytes(priced: Priced, realized: Realized, value: int, sharding: Sharding | None) -> int:
+def local_bytes(priced: Priced, value: int, sharding: Sharding | None, narrow: bool = False) -> int:
+    """Bytes of one device's block of a value as its memory holds it."""
     v = priced.program.graph.values[value]
-    if sharding is None:
-        return v.size_bytes
-    return v.itemsize * math.prod(sharding.local_shape(v.shape, priced.mesh.sizes))
+    platform = priced.mesh.topology.chip.platform
+    shape = v.shape if sharding is None else sharding.local_shape(v.shape, priced.mesh.sizes)
+    return stored_bytes(shape, v.itemsize // 2 if narrow and platform == "tpu" else v.itemsize, platform)

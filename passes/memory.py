@@ -1,38 +1,49 @@
 """What lives when: the values that a compiled program really keeps in memory, and from when to when.
 
-XLA fuses element-wise work into its consumers, so most values of the jaxpr never exist. A value is kept when its producer
-cannot be fused (a contraction, a loop, indexing, a reduction) or a consumer cannot read it from a fusion (a contraction's
-operand, a loop's, the result of the program). A value that is fused away passes its uses on to what it was computed from:
-those stay alive until then. A contraction whose only consumer is element-wise is fused with it and not kept itself.
+XLA fuses element-wise work into its consumers, so most values of the jaxpr never exist. A value is kept when its
+producer cannot be fused (a contraction, a loop, indexing, a reduction), when a consumer cannot read it from a fusion
+(a contraction's operand, a loop's, the result of the program), or when it carries a contraction's result to several
+consumers. A value that is fused away passes its uses on to what it was computed from: those stay alive until then.
+
+Loops work in place: a carry has one buffer from the loop's operand to its result, an iteration's output is written
+straight into the stacked result, and an iteration reads its slices from the stacked operands.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from passes.groups import Grouping
-from passes.ir import Graph, Literal, Op, Operand, Visit
+from passes.ir import Graph, Literal, Op, Visit
+from passes.narrow import narrow_values
 from passes.rules import rule_for
 
 _FUSED_MOVES = frozenset(
-    {"broadcast_in_dim", "reshape", "transpose", "squeeze", "expand_dims", "slice", "pad", "rev", "concatenate", "iota", "split",
+    {"broadcast_in_dim", "reshape", "transpose", "squeeze", "expand_dims", "slice", "pad", "rev", "concatenate",
+    "iota", "split",
      "random_bits", "random_wrap", "random_unwrap", "copy", "dynamic_slice"}
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Life:
-    """`value` occupies its local bytes during positions [start, end) of the flattened program."""
+    """`value` occupies its local bytes during positions [start, end) of the flattened program.
+
+    `narrow`: where the chip multiplies in bfloat16, it is stored as such (see `passes.narrow`). `copy`: it is such a
+    narrow copy of an argument, which is also there in full; elsewhere there is no such copy.
+    """
 
     value: int
     start: int
     end: int
+    narrow: bool = False
+    copy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Lives:
-    """Kept values with their intervals; `end` is the program's length; `root[v]` is the kept value that v shares memory with."""
+    """Kept values with their intervals; `end` is the program's length."""
 
     kept: tuple[Life, ...]
     end: int
@@ -54,114 +65,166 @@ class _Analysis:
         self.end = len(visits)
         self.producer: dict[int, Op] = {r: v.op for v in visits for r in v.op.outputs}
         self.uses: dict[int, list[Op]] = {}
-        self.same_as: dict[int, int] = {}  # a value that is another one's memory (loop constants, barriers)
-        self.loop_outputs: dict[int, int] = {}  # body output -> position where its iteration ends
         self.last_inside: dict[int, int] = {}
+        self.stored_in: dict[int, int] = {}  # a value that lies in another one's buffer
+        self.stacked: set[int] = set()  # what an iteration writes into a stacked result
+        self.outputs = {o for o in graph.outputs if not isinstance(o, Literal)}
         for i, v in enumerate(visits):
             for outer in v.inside:
                 self.last_inside[outer.id] = i
             for o in v.op.inputs:
                 if not isinstance(o, Literal):
                     self.uses.setdefault(o, []).append(v.op)
+        self.kind = {v.op.id: "loop" if v.op.regions else rule_for(graph, v.op).kind for v in visits}
         self.fusible = {v.op.id: self._fusible(v.op) for v in visits}
+        self.inputs = set(graph.inputs) | set(graph.constants)
+        self.heavy: set[int] = set()  # fused away, but made from a contraction's result
 
     def _fusible(self, op: Op) -> bool:
-        if op.primitive in _FUSED_MOVES:
-            return True
-        return not op.regions and rule_for(self.graph, op).kind == "elementwise"
+        return self.kind[op.id] == "elementwise" or op.primitive in _FUSED_MOVES or _selects(op)
 
     def run(self) -> Lives:
-        outputs = {o for o in self.graph.outputs if not isinstance(o, Literal)}
-        body_outputs: set[int] = set()
-        carried: dict[int, int] = {}
         for v in self.visits:
             if v.op.primitive == "scan" and v.op.regions:
-                region = v.op.regions[0]
-                body_outputs |= {o for o in region.outputs if not isinstance(o, Literal)}
-                consts = int(v.op.params["num_consts"])
-                for o, b in zip(v.op.inputs[:consts], region.inputs[:consts], strict=True):
-                    if not isinstance(o, Literal):
-                        self.same_as[b] = o
-                for k in range(int(v.op.params["num_carry"])):
-                    carried[region.inputs[consts + k]] = self.last_inside.get(v.op.id, self.position[v.op.id])
-            elif v.op.primitive.startswith("scatter") or v.op.primitive == "dynamic_update_slice":
-                into = v.op.inputs[0]
-                if not isinstance(into, Literal) and len(self.uses[into]) == 1 and into in self.producer:
-                    self.same_as[into] = v.op.outputs[0]  # written in place
+                self.enter_loop(v.op)
             elif v.op.primitive == "optimization_barrier":
                 for o, r in zip(v.op.inputs, v.op.outputs, strict=True):
                     if not isinstance(o, Literal):
-                        self.same_as[r] = o
-        kept = []
-        for value in self._all_values():
-            if value in self.same_as or not self._is_kept(value, outputs | body_outputs):
-                continue
-            start, end = self._interval(value, outputs, carried)
-            if end > start:
-                kept.append(Life(value, start, end))
-        return Lives(tuple(kept), self.end)
-
-    def _all_values(self) -> Iterable[int]:
-        yield from self.graph.inputs
+                        self.stored_in[r] = o
+        self.kept = self.find_kept()
+        self.last = self.last_reads()
         for v in self.visits:
-            for region in v.op.regions if v.op.primitive == "scan" else ():
-                yield from region.inputs
-            yield from v.op.outputs
+            if v.op.primitive == "scan" and v.op.regions:
+                self.share_carries(v.op)
+            elif v.op.primitive.startswith("scatter") or v.op.primitive == "dynamic_update_slice":
+                self.share(v.op.inputs[0], v.op.outputs[0], self.position[v.op.id])
+        return Lives(tuple(self.intervals()), self.end)
 
-    def _is_kept(self, value: int, leaving: set[int]) -> bool:
-        op = self.producer.get(value)
-        if op is None or value in leaving:
+    # ---- loops ----
+    def enter_loop(self, op: Op) -> None:
+        region = op.regions[0]
+        consts, carries = int(op.params["num_consts"]), int(op.params["num_carry"])
+        for k, (o, b) in enumerate(zip(op.inputs, region.inputs, strict=True)):
+            if consts <= k < consts + carries:
+                self.stored_in[b] = op.outputs[k - consts]
+            elif not isinstance(o, Literal):
+                self.stored_in[b] = o
+        self.stacked.update(o for o in region.outputs[carries:] if not isinstance(o, Literal))
+
+    def share_carries(self, op: Op) -> None:
+        region = op.regions[0]
+        consts, carries = int(op.params["num_consts"]), int(op.params["num_carry"])
+        for k in range(carries):
+            result, before, after = op.outputs[k], region.inputs[consts + k], region.outputs[k]
+            self.share(op.inputs[consts + k], result, self.last_inside.get(op.id, self.position[op.id]))
+            if not isinstance(after, Literal) and after in self.producer:
+                made = self.position[self.producer[after].id]
+                if self.last.get(before, -1) <= made and after not in self.stored_in:
+                    self.stored_in[after] = result
+
+    def share(self, operand: object, result: int, at: int) -> None:
+        """The result is written over an operand that nobody reads later."""
+        if isinstance(operand, int) and operand in self.producer and operand not in self.outputs | set(self.stored_in):
+            if self.last.get(operand, -1) <= at and operand in self.kept:
+                self.stored_in[operand] = result
+
+    # ---- fusion ----
+    def find_kept(self) -> set[int]:
+        kept = set(self.inputs)
+        for v in self.visits:
+            heavy = any(o in self.heavy for o in v.op.inputs if not isinstance(o, Literal))
+            for r in v.op.outputs:
+                if self.is_kept(r, v.op, heavy):
+                    kept.add(r)
+                elif heavy or self.kind[v.op.id] == "contraction":
+                    self.heavy.add(r)
+        return kept
+
+    def is_kept(self, value: int, op: Op, heavy: bool) -> bool:
+        if value in self.outputs:
             return True
         consumers = self.uses.get(value, [])
-        if not self.fusible[op.id]:
-            if op.primitive == "dot_general" and len(consumers) == 1 and self._swallows(consumers[0], value):
+        readers = len(consumers) + (value in self.stacked)
+        if not self.fusible[op.id] or heavy:
+            if readers == 0:
                 return False
+            if self.kind[op.id] == "contraction" or heavy:
+                if value in self.stacked and readers == 1:
+                    return False
+                return not (readers == 1 and self.swallows(consumers[0], value))
             return True
-        return any(not self.fusible[c.id] and rule_for(self.graph, c).kind != "reduction" for c in consumers)
+        return any(not self.fusible[c.id] and self.kind[c.id] not in ("reduction", "contraction") for c in consumers)
 
-    def _swallows(self, consumer: Op, value: int) -> bool:
+    def swallows(self, consumer: Op, value: int) -> bool:
         """An element-wise consumer of equal shape is computed where the contraction writes its result."""
-        return (
-            self.fusible[consumer.id]
-            and consumer.primitive not in _FUSED_MOVES
-            and self.graph.shape_of(consumer.outputs[0]) == self.graph.shape_of(value)
-        )
+        return self.fusible[consumer.id] and self.graph.values[consumer.outputs[0]].elements == self.graph.values[
+            value
+        ].elements
 
-    def _interval(self, value: int, outputs: set[int], carried: dict[int, int]) -> tuple[int, int]:
-        op = self.producer.get(value)
-        start = self.position[op.id] if op is not None else self._entry(value)
-        if value in self.graph.inputs:
-            return 0, self.end
-        end = max(start + 1, self._last_use(value, set()) + 1)
-        if value in outputs:
-            end = self.end
-        if value in carried:
-            end = max(end, carried[value] + 1)
-        return start, end
-
-    def _entry(self, value: int) -> int:
-        for v in self.visits:
-            if any(value in region.inputs for region in v.op.regions):
-                return self.position[v.op.id]
-        return 0
-
-    def _last_use(self, value: int, seen: set[int]) -> int:
-        """Position of the last operation that reads the value, through whatever is fused or shares its memory."""
-        if value in seen:
-            return -1
-        seen.add(value)
-        last = -1
-        for op in self.uses.get(value, []):
-            at = self.last_inside.get(op.id, self.position[op.id])
-            last = max(last, at)
-            if op.primitive == "optimization_barrier":
-                k = op.inputs.index(value)
-                last = max(last, self._last_use(op.outputs[k], seen))
-            elif self.fusible.get(op.id):
-                for r in op.outputs:
-                    if not self._is_kept(r, set()):
-                        last = max(last, self._last_use(r, seen))
+    def last_reads(self) -> dict[int, int]:
+        """Position of the last operation that reads each value, through whatever is fused or lies in its buffer."""
+        last: dict[int, int] = {}
+        for v in reversed(self.visits):
+            op, at = v.op, self.last_inside.get(v.op.id, self.position[v.op.id])
+            through = at
+            for r in op.outputs:
+                passes = (self.fusible[op.id] or self.kind[op.id] == "contraction") and r not in self.kept
+                if passes or self.stored_in.get(r) in op.inputs:
+                    through = max(through, last.get(r, -1))
+            for o in op.inputs:
+                if not isinstance(o, Literal):
+                    last[o] = max(last.get(o, -1), through)
         return last
+
+    # ---- intervals ----
+    def root(self, value: int) -> int:
+        while value in self.stored_in:
+            value = self.stored_in[value]
+        return value
+
+    def intervals(self) -> Iterator[Life]:
+        narrow = narrow_values(self.graph)
+        spans: dict[int, tuple[int, int]] = {}
+        for value in self.kept | set(self.stored_in):
+            root = self.root(value)
+            if value != root and value not in self.kept and value in self.producer:
+                continue
+            op = self.producer.get(value)
+            start = self.position[op.id] if op is not None else self.end
+            stop = max(start, self.last.get(value, -1)) + 1 if op is not None else self.last.get(value, -1) + 1
+            if value in self.outputs:
+                stop = self.end
+            if root in self.inputs:
+                start, stop = 0, self.end
+            a, b = spans.get(root, (start, stop))
+            spans[root] = (min(a, start), max(b, stop))
+        for root in sorted(spans):
+            start, stop = spans[root]
+            if stop <= start:
+                continue
+            yield Life(root, start, stop, narrow=root in narrow and root not in self.inputs)
+        yield from self.narrow_copies(narrow)
+
+    def narrow_copies(self, narrow: set[int]) -> Iterator[Life]:
+        """Arguments that a loop reads in bfloat16 only are converted whole before it."""
+        spans: dict[int, tuple[int, int]] = {}
+        for v in self.visits:
+            if v.op.primitive == "scan" and v.op.regions:
+                for o, b in zip(v.op.inputs, v.op.regions[0].inputs, strict=True):
+                    if o in self.inputs and b in narrow and isinstance(o, int):
+                        at = self.position[v.op.id]
+                        first, last = spans.get(o, (at, at))
+                        spans[o] = (min(first, at), max(last, self.last_inside.get(v.op.id, at)))
+        for value, (first, last) in spans.items():
+            yield Life(value, first, last + 1, narrow=True, copy=True)
+
+
+def _selects(op: Op) -> bool:
+    """A scatter of one element into each row: the compiler compares positions instead, which fuses."""
+    if not op.primitive.startswith("scatter"):
+        return False
+    numbers = op.params["dimension_numbers"]
+    return bool(numbers.operand_batching_dims) and not numbers.update_window_dims
 
 
 def peak_bytes(usages: Iterable[tuple[int, int, float]], end: int) -> tuple[float, int]:
@@ -176,7 +239,3 @@ def peak_bytes(usages: Iterable[tuple[int, int, float]], end: int) -> tuple[floa
         if level > best and position < end:
             best, at = level, position
     return best, at
-
-
-def operand_ids(operands: Iterable[Operand]) -> list[int]:
-    return [o for o in operands if not isinstance(o, Literal)]
