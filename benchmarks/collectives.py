@@ -13,8 +13,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -22,7 +23,7 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_p
 
 import parallelizer as pz
 from parallelizer import zoo
-from parallelizer.errors import AheadOfTimeError
+from parallelizer.errors import AheadOfTimeError, DoesNotFitError
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,8 @@ def run(case: Case, topology: str) -> dict[str, Any]:
     start = time.monotonic()
     plan = pz.plan(model.step, *shapes, **wanted)
     if case.memory_share:
-        plan = pz.plan(model.step, *shapes, memory_bytes=case.memory_share * plan.cost.peak_bytes, **wanted)
+        again = partial(pz.plan, model.step, *shapes, **wanted)
+        plan = lean(plan.cost.peak_bytes, case.memory_share, lambda m: again(memory_bytes=m))
     planned = time.monotonic()
     audit = plan.audit()
     return {
@@ -99,6 +101,15 @@ def run(case: Case, topology: str) -> dict[str, Any]:
         "rows": audit.to_dict()["rows"], "mismatches": [str(m) for m in audit.mismatches],
         "plan_s": planned - start, "audit_s": time.monotonic() - planned,
     }  # fmt: skip
+
+
+def lean(peak_bytes: int, share: float, planned: Callable[[float], pz.Plan]) -> pz.Plan:
+    """The plan within `share` of `peak_bytes`, or within the first larger share (halfway to all of it) that fits."""
+    while True:
+        try:
+            return planned(share * peak_bytes)
+        except DoesNotFitError:
+            share = (1 + share) / 2
 
 
 def show(result: Mapping[str, Any]) -> Iterator[str]:

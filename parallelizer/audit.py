@@ -146,7 +146,7 @@ def compare(
             f"most {TINY_BYTES} bytes are not compared"
         )
     matching = match(large[0], small[0])
-    notes += _respelled_note(matching)
+    notes += _matching_notes(matching)
     rows = _rows(large[0], small[0], matching, _runs(found, plan))
     judged = memory is not None and topology.platform != "cpu"
     peak = memory.peak_bytes if memory is not None else None
@@ -206,7 +206,17 @@ def _compiled(plan: Plan, found: Iterable[CompiledCollective], notes: list[str])
                 detail += f", part of {c.part_of.lower()}"
             if name:
                 detail += f", {_short(name)}"
-            yield Part(c.kind, axes, _op_of(name), size * c.count, size, c.count, detail, sliced)
+            yield Part(
+                c.kind,
+                axes,
+                _op_of(name),
+                size * c.count,
+                size,
+                c.count,
+                detail,
+                sliced,
+                c.dtypes in (("bf16",), ("f16",)),
+            )
     if partly:
         notes.append(f"{partly} compiled collectives join only a part of the axes that they are listed under")
     if unknown:
@@ -252,8 +262,9 @@ def _rows(
     planned: dict[Key, list[Part]] = defaultdict(list)
     compiled: dict[Key, list[Part]] = defaultdict(list)
     respelled: dict[Key, int] = defaultdict(int)
+    half = {id(part): twin for part, twin in matching.narrowed}
     for p in predicted:
-        planned[p.kind, p.axes].append(p)
+        planned[p.kind, p.axes].append(half.get(id(p), p))
     others = {id(twin) for _, twin in matching.respelled}
     for p in real:
         if id(p) not in others:
@@ -305,10 +316,13 @@ def _mismatches(left: Sequence[tuple[Key, int, list[Part], list[Part]]], plan: P
         )  # fmt: skip
 
 
-def _respelled_note(matching: Matching) -> Iterator[str]:
+def _matching_notes(matching: Matching) -> Iterator[str]:
     by: dict[str, int] = defaultdict(int)
     for part, twin in matching.respelled:
         by[part.kind] += twin.total_bytes
+    if matching.narrowed:
+        size = sum(part.total_bytes for part, _ in matching.narrowed)
+        yield f"{bytes_text(size)} of the plan are moved as 16-bit numbers by this compiler, and are counted so"
     for kind, size in by.items():
         yield (
             f"{bytes_text(size)} of {kind} are compiled as all_reduce (what compilers do with small arrays); they are "

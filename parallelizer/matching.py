@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from parallelizer.plans import Collective
 
@@ -19,7 +18,8 @@ Key = tuple[str, tuple[str, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One array of a compiled collective, or one planned collective."""
+    """One array of a compiled collective, or one planned collective. `sliced`: each device keeps a slice of the
+    compiled all-reduce; `narrow`: 16-bit numbers are moved."""
 
     kind: str
     axes: tuple[str, ...]
@@ -29,21 +29,23 @@ class Part:
     count: int
     detail: str = ""
     sliced: bool = False
+    narrow: bool = False
     planned: Collective | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Matching:
-    """Planned and compiled collectives side by side: what the compiler spelled as another kind, and per kind, axes
-    and operation what has no counterpart."""
+    """Planned and compiled collectives side by side: what the compiler spelled as another kind, what it moves in half
+    the bytes, and per kind, axes and operation what has no counterpart."""
 
     respelled: tuple[tuple[Part, Part], ...]
+    narrowed: tuple[tuple[Part, Part], ...]
     left: tuple[tuple[Key, int, list[Part], list[Part]], ...]
 
 
 def match(predicted: Sequence[Part], real: Sequence[Part]) -> Matching:
     """First by operation; then, by size, what carries another operation's name (the compiler keeps one where it
-    merges two); then what is the same exchange in another spelling."""
+    merges two); then what is the same exchange in narrower numbers or in another spelling."""
     wanted: dict[tuple[Key, int], list[Part]] = defaultdict(list)
     had: dict[tuple[Key, int], list[Part]] = defaultdict(list)
     for p in predicted:
@@ -52,50 +54,51 @@ def match(predicted: Sequence[Part], real: Sequence[Part]) -> Matching:
         had[(p.kind, p.axes), p.op].append(p)
     for at in [at for at in wanted if agree(total(wanted[at]), total(had[at]))]:
         wanted[at], had[at] = [], []
-    for at in wanted:
-        _pair_equal(wanted[at], had[at])
-    respelled: list[tuple[Part, Part]] = []
     free = [(at, p) for at, parts in had.items() for p in parts]
-    for respell in (False, True):
+    found: dict[str, list[tuple[Part, Part]]] = {}
+    for how, is_twin in _TWINS.items():
+        found[how] = []
         for parts in wanted.values():
             for part in list(parts):
-                twin = next((f for f in _by_closeness(free, part) if _is_twin(part, f[1], respell)), None)
+                twin = min((f for f in free if is_twin(part, f[1])), key=lambda f: abs(f[1].op - part.op), default=None)
                 if twin is not None:
                     free.remove(twin)
                     had[twin[0]].remove(twin[1])
                     parts.remove(part)
-                    respelled += [(part, twin[1])] if respell else []
+                    found[how].append((part, twin[1]))
     left = tuple(
         (key, op, wanted[key, op], had[key, op])
         for key, op in sorted({*wanted, *had})
         if not agree(total(wanted[key, op]), total(had[key, op]))
     )
-    return Matching(tuple(respelled), left)
+    return Matching(tuple(found["respelled"]), tuple(found["narrowed"]), left)
 
 
-def _pair_equal(wanted: list[Part], had: list[Part]) -> None:
-    """Take out what is on both sides."""
-    for part in list(wanted):
-        twin = next((p for p in had if p.total_bytes == part.total_bytes), None)
-        if twin is not None:
-            wanted.remove(part)
-            had.remove(twin)
+def _is_same(planned: Part, compiled: Part) -> bool:
+    alike = planned.kind == compiled.kind and planned.axes == compiled.axes
+    return alike and planned.total_bytes == compiled.total_bytes
 
 
-def _by_closeness(free: list[tuple[Any, Part]], part: Part) -> list[tuple[Any, Part]]:
-    return sorted(free, key=lambda f: abs(f[1].op - part.op))
+def _is_narrowed(planned: Part, compiled: Part) -> bool:
+    """TPU compilers gather what only low-precision products read as 16-bit numbers."""
+    alike = planned.kind == compiled.kind and planned.axes == compiled.axes
+    return alike and compiled.narrow and planned.total_bytes == 2 * compiled.total_bytes
 
 
-def _is_twin(planned: Part, compiled: Part, respell: bool) -> bool:
-    """Whether the bytes of `planned` are moved by `compiled`; with `respell`, by an all-reduce that gives every device
-    its slice or sums blocks with zeros elsewhere."""
+def _is_respelled(planned: Part, compiled: Part) -> bool:
+    """An all-reduce of which every device keeps its slice, or that sums blocks with zeros elsewhere."""
     if planned.axes != compiled.axes or planned.total_bytes != compiled.total_bytes:
         return False
-    if not respell:
-        return planned.kind == compiled.kind
     if compiled.kind != "all_reduce" or planned.each_bytes > RESPELLED_BYTES:
         return False
     return compiled.sliced if planned.kind == "reduce_scatter" else planned.kind == "all_gather"
+
+
+_TWINS: Mapping[str, Callable[[Part, Part], bool]] = {
+    "same": _is_same,
+    "narrowed": _is_narrowed,
+    "respelled": _is_respelled,
+}
 
 
 def agree(predicted: int, compiled: int) -> bool:
