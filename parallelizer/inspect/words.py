@@ -175,7 +175,8 @@ def _one_apart(a: Sequence[frozenset[str]], b: Sequence[frozenset[str]]) -> bool
     if len(a) != len(b):
         return False
     apart = [i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y]
-    return len(apart) == 1 and not a[apart[0]] & b[apart[0]]
+    # Numbers that are folded already stay as they are: braces within braces would be hard to read.
+    return len(apart) == 1 and not a[apart[0]] & b[apart[0]] and not any("{" in n for n in a[apart[0]] | b[apart[0]])
 
 
 def _braces(names: frozenset[str]) -> str:
