@@ -122,6 +122,24 @@ def concatenate(view: View) -> Rule:
     return view.along({view.params["dimension"]})
 
 
+@rule("stack", "unstack")
+def stack(view: View) -> Rule:
+    """The dimension that counts the arrays stays whole; the others pass through."""
+    axis = view.params["axis"]
+    one, many = (view.results[0], view.operands) if view.primitive == "stack" else (view.operands[0], view.results)
+    names = letters(len(one))
+    whole = tuple((n,) if d != axis else () for d, n in enumerate(names))
+    part = tuple((n,) for d, n in enumerate(names) if d != axis)
+    sizes = {n: size for d, (n, size) in enumerate(zip(names, one, strict=True)) if d != axis}
+    parts = tuple(part for _ in many)
+    return rule_of(parts, (whole,), sizes) if view.primitive == "stack" else rule_of((whole,), parts, sizes)
+
+
+@rule("tile")
+def tile(view: View) -> Rule:
+    return view.along({d for d, (a, b) in enumerate(zip(view.operands[0], view.results[0], strict=True)) if a != b})
+
+
 @rule("split")
 def split(view: View) -> Rule:
     return view.along({view.params["axis"]})
