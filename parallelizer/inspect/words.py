@@ -31,7 +31,8 @@ def percent(part: float, whole: float) -> str:
     share = 100 * part / whole if whole else 0.0
     if share and abs(share) < 0.1:
         return "< 0.1 %"
-    return f"{share:.0f} %" if abs(share) >= 99.95 or share == round(share) else f"{share:.1f} %"
+    digits = 0 if abs(share) >= 99.95 else 1
+    return f"{share:.{digits}f}".removesuffix(".0") + " %"
 
 
 def extra_text(extra_s: float, price_s: float) -> str:
