@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from passes.ir import Graph, Layout, Sharding, Step, Use
+from passes.fast_memory import fast_bytes, in_fast_memory
+from passes.ir import Graph, Layout, Op, Sharding, Step, Use
 from passes.memory import peak_bytes
+from passes.narrow import multiplies_in_bfloat16
 from passes.price import Priced, Pricer
 from passes.realize import Realized
 from passes.tiling import stored_bytes
@@ -28,7 +30,10 @@ class Footprint:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """`value`, or a moved copy of it, takes size_bytes of one device at positions [start, end); kinds as in `Footprint`."""
+    """`value`, or a moved copy of it, takes size_bytes of one device at positions [start, end); kinds as in `Footprint`.
+
+    `rewritten`: a part of it is written here, which counts twice in fast memory and nowhere else.
+    """
 
     value: int
     start: int
@@ -36,21 +41,40 @@ class Usage:
     size_bytes: int
     kind: str
     path: str = ""
+    rewritten: bool = False
 
 
 def footprint(priced: Priced, realized: Realized) -> Footprint:
-    """Evaluate the plan's memory over time; sizes are what one device holds."""
-    usages = tuple(usages_of(priced, realized))
-    peak, at = peak_bytes(((u.start, u.end, u.size_bytes) for u in usages), priced.program.lives.end)
+    """Evaluate the plan's memory over time; sizes are what one device holds, as its compiler counts them."""
+    end = priced.program.lives.end
+    arguments, slow, fast = spaces(tuple(usages_of(priced, realized)), end, fast_bytes(priced.mesh.topology.chip.name))
+    base = sum(u.size_bytes for u in arguments)
+    peak, at, usages = 0.0, 0, slow
+    for space in (slow, fast):
+        level, position = peak_bytes(((u.start, u.end, u.size_bytes) for u in space), end)
+        if level > peak:
+            peak, at, usages = level, position, space
     kinds: dict[str, int] = {}
-    arguments: dict[str, int] = {}
-    for u in usages:
-        if u.start <= at < u.end:
-            kinds[u.kind] = kinds.get(u.kind, 0) + u.size_bytes
-            if u.kind == "arguments":
-                head = "/".join(u.path.split("/")[:2])
-                arguments[head] = arguments.get(head, 0) + u.size_bytes
-    return Footprint(int(peak), at, _ranked(kinds), _ranked(arguments))
+    heads: dict[str, int] = {}
+    for u in (*arguments, *(u for u in usages if u.start <= at < u.end)):
+        kinds[u.kind] = kinds.get(u.kind, 0) + u.size_bytes
+        if u.kind == "arguments":
+            head = "/".join(u.path.split("/")[:2])
+            heads[head] = heads.get(head, 0) + u.size_bytes
+    return Footprint(int(base + peak), at, _ranked(kinds), _ranked(heads))
+
+
+def spaces(
+    usages: tuple[Usage, ...], end: int, fast_memory_bytes: int
+) -> tuple[list[Usage], list[Usage], list[Usage]]:
+    """(arguments, what else lives in main memory, what lives in fast memory)."""
+    arguments = [u for u in usages if u.kind == "arguments"]
+    others = [u for u in usages if u.kind != "arguments" and not u.rewritten]
+    fits = in_fast_memory([(u.start, u.end, u.size_bytes) for u in others], end, fast_memory_bytes)
+    slow = [u for u, fit in zip(others, fits, strict=True) if not fit]
+    fast = [u for u, fit in zip(others, fits, strict=True) if fit]
+    there = {u.value for u in fast}
+    return arguments, slow, fast + [u for u in usages if u.rewritten and u.value in there]
 
 
 def _ranked(sizes: dict[str, int]) -> tuple[tuple[str, int], ...]:
@@ -69,24 +93,28 @@ def usages_of(priced: Priced, realized: Realized) -> Iterator[Usage]:
     for life in program.lives.kept:
         if life.value in reused:
             continue
-        if life.narrow and life.copy and not tpu:
+        if (life.copy or life.rewritten) and not tpu:
             continue
         size = local_bytes(priced, life.value, realized.layout.values.get(life.value), life.narrow)
         kind = "copies" if life.copy else "arguments" if life.value in inputs else "results" if life.value in outputs else "activations"
-        yield Usage(life.value, life.start, life.end, size, kind, inputs.get(life.value, ""))
-    wants: dict[int, list[int]] = {}
+        yield Usage(life.value, life.start, life.end, size, kind, inputs.get(life.value, ""), life.rewritten)
+    wants: dict[int, list[Op]] = {}
     for w in program.grouping.wants:
         if w.visit is not None:
-            wants.setdefault(w.value, []).append(position[w.visit.op.id])
+            wants.setdefault(w.value, []).append(w.visit.op)
     for v, form in realized.layout.shared.items():
-        yield Usage(v, min(wants[v]), max(wants[v]) + 1, local_bytes(priced, v, form), "copies")
+        at = [position[op.id] for op in wants[v]]
+        narrow = all(multiplies_in_bfloat16(op) for op in wants[v]) and graph.values[v].dtype == "float32"
+        yield Usage(v, min(at), max(at) + 1, local_bytes(priced, v, form, narrow), "copies")
     for op, decision in realized.layout.ops.items():
         at = position[op]
+        product = multiplies_in_bfloat16(program.grouping.visits[at].op)
         for use in decision.uses:
             if use is not None:
                 steps = moves_of(realized.layout, graph, use)
                 if any(s.kind != "slice" for s in steps):
-                    size = max(local_bytes(priced, use.source, s.to) for s in steps)
+                    narrow = product and graph.values[use.source].dtype == "float32"
+                    size = max(local_bytes(priced, use.source, s.to, narrow) for s in steps)
                     yield Usage(use.source, at, at + 1, size, "copies")
 
 

@@ -31,7 +31,8 @@ class Life:
     """`value` occupies its local bytes during positions [start, end) of the flattened program.
 
     `narrow`: where the chip multiplies in bfloat16, it is stored as such (see `passes.narrow`). `copy`: it is such a
-    narrow copy of an argument, which is also there in full; elsewhere there is no such copy.
+    narrow copy of an argument, which is also there in full; elsewhere there is no such copy. `rewritten`: only says that
+    an iteration writes its part of the stacked value there.
     """
 
     value: int
@@ -39,6 +40,7 @@ class Life:
     end: int
     narrow: bool = False
     copy: bool = False
+    rewritten: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +206,22 @@ class _Analysis:
                 continue
             yield Life(root, start, stop, narrow=root in narrow and root not in self.inputs)
         yield from self.narrow_copies(narrow)
+        yield from self.writes(narrow)
+
+    def writes(self, narrow: set[int]) -> Iterator[Life]:
+        made: dict[int, int] = {}  # where a value is computed, counting what it is fused with
+        for i, v in enumerate(self.visits):
+            heavy = self.kind[v.op.id] != "loop" and not self.fusible[v.op.id]
+            before = [made.get(o, -1) for o in v.op.inputs if isinstance(o, int)]
+            for r in v.op.outputs:
+                made[r] = i if heavy else max(before, default=-1)
+        for v in self.visits:
+            if v.op.primitive == "scan" and v.op.regions:
+                carries = int(v.op.params["num_carry"])
+                for r, b in zip(v.op.outputs[carries:], v.op.regions[0].outputs[carries:], strict=True):
+                    at = made.get(b, -1) if isinstance(b, int) else -1
+                    if at >= 0 and r in self.kept:
+                        yield Life(r, at, at + 1, narrow=r in narrow, rewritten=True)
 
     def narrow_copies(self, narrow: set[int]) -> Iterator[Life]:
         """Arguments that a loop reads in bfloat16 only are converted whole before it."""

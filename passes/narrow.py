@@ -54,7 +54,7 @@ class _Backwards:
                 self.read_by(region.outputs, [False] * len(region.outputs))
                 self.ops(region.ops)
             if op.primitive in _PRODUCTS:
-                narrow = _multiplies_in_bfloat16(op)
+                narrow = multiplies_in_bfloat16(op)
             elif op.primitive == "convert_element_type":
                 narrow = self.graph.values[op.outputs[0]].dtype == "bfloat16"
             else:
@@ -70,8 +70,10 @@ class _Backwards:
         self.read_by(op.inputs, [k not in carried and self.is_narrow(b) for k, b in enumerate(region.inputs)])
 
 
-def _multiplies_in_bfloat16(op: Op) -> bool:
-    """Whether the precision was left open (the parameter is one, a pair, or nothing; its members have names)."""
+def multiplies_in_bfloat16(op: Op) -> bool:
+    """Whether it is a product whose precision was left open (one, a pair, or nothing; its members have names)."""
+    if op.primitive not in _PRODUCTS:
+        return False
     precision = op.params.get("precision")
     each = precision if isinstance(precision, tuple) else (precision,)
     return all(p is None or getattr(p, "name", str(p)) == "DEFAULT" for p in each)
