@@ -80,7 +80,10 @@ def solve(
     try:
         if warm_start is not None:
             best.offer(np.asarray(warm_start, dtype=np.int64), "warm start")
-        proved = run(problem, presolve(problem), best, deadline, seed, workers, warm_start)
+        begin = time.monotonic()
+        reduced = presolve(problem)
+        spent = time.monotonic() - begin
+        proved = run(problem, reduced, best, deadline, seed, workers, warm_start, spent)
     except Infeasible:
         return _infeasible(problem, deadline, seed, trace)
     except KeyboardInterrupt:

@@ -26,7 +26,8 @@ class Dual:
     """Prices [t], messages and what they gave: `bound` in scaled cost, the best choice [n] read off on the way.
 
     `over` is that choice's over-use summed over rows, `share` [s] how often a strategy was read off lately. `trial`,
-    `step` and `side` [t] are where the ascent stands: prices on trial, steps of their logarithms, side last seen.
+    `step` and `side` [t] are where the ascent stands: prices on trial, steps of their logarithms, side last seen;
+    `patience` is the bound when progress was last worth it, and the turns since.
     """
 
     price: np.ndarray
@@ -39,12 +40,14 @@ class Dual:
     trial: np.ndarray
     step: np.ndarray
     side: np.ndarray
+    patience: np.ndarray
 
     def restart(self, step: float) -> None:
         """Go on from the best prices with steps of this size."""
         self.trial = self.price.copy()
         self.step = np.full(self.price.size, step)
         self.side = np.zeros(self.price.size)
+        self.patience = np.array([self.bound, 0.0])
 
 
 @njit(cache=True, nogil=True)
@@ -94,6 +97,7 @@ def _ascend(
     now: np.ndarray,
     step: np.ndarray,
     last: np.ndarray,
+    wait: np.ndarray,
     result: np.ndarray,
     rounds: int,
     patience: int,
@@ -107,7 +111,6 @@ def _ascend(
     marginal = np.empty(f.cost.size)
     here = np.zeros(nodes, np.int64)
     usage = np.zeros(rows)
-    marked, waited = result[0], 0
     for _ in range(rounds):
         quantise(now)
         priced_costs(f, now, cost)
@@ -135,11 +138,11 @@ def _ascend(
             break
         # Worth going on while the bound closes a good part of what is open.
         opened = min(ceiling, result[2] if result[1] == 0 else np.inf) - result[0]
-        if result[0] - marked > 0.02 * opened or (opened == np.inf and result[0] > marked):
-            marked, waited = result[0], 0
+        if result[0] - wait[0] > 0.02 * opened or (opened == np.inf and result[0] > wait[0]):
+            wait[0], wait[1] = result[0], 0
         else:
-            waited += 1
-            if waited > patience:
+            wait[1] += 1
+            if wait[1] > patience:
                 break
         _move_prices(f, usage, now, step, last, unit)
 
@@ -151,7 +154,9 @@ def new_dual(f: Flat, price: np.ndarray | None = None) -> Dual:
     choice = np.zeros(nodes, dtype=np.int64)
     ones, zeros = np.ones(start.size), np.zeros(start.size)
     share = np.zeros(f.cost.size)
-    return Dual(start, np.zeros(f.messages + 1), -np.inf, choice, np.inf, np.inf, share, start.copy(), ones, zeros)
+    trial, waited = start.copy(), np.array([-np.inf, 0.0])
+    message = np.zeros(f.messages + 1)
+    return Dual(start, message, -np.inf, choice, np.inf, np.inf, share, trial, ones, zeros, waited)
 
 
 def first_price(f: Flat) -> float:
@@ -170,7 +175,7 @@ def ascend(f: Flat, dual: Dual, rounds: int, ceiling: float = np.inf, patience: 
     result = np.array([dual.bound, dual.over, dual.cost, 0.0])
     unit = first_price(f)
     limit = _EXACT - float(f.matrix[np.isfinite(f.matrix)].max(initial=0.0)) * 4
-    start = dual.trial, dual.step, dual.side
+    start = dual.trial, dual.step, dual.side, dual.patience
     _ascend(
         f, dual.price, dual.message, dual.choice, dual.share, *start, result, rounds, patience, unit, ceiling, limit
     )

@@ -22,7 +22,7 @@ from .search import Walker, new_walker, walk
 # A proof in floating point is good to this share of the cost; integer problems are proved to the unit.
 FLOAT_GAP = 1e-9
 # Turns of the dual ascent between looks at the clock, and turns without progress after which it stops.
-_SLICE = 64
+_SLICE = 8
 _PATIENCE = 50
 
 
@@ -83,6 +83,7 @@ class Engine:
     workers: int
     chain: list[Presolved] = field(default_factory=list)
     proved: bool = False
+    presolve_s: float = 0.0
 
     def run(self, reduced: Presolved, start: np.ndarray | None) -> None:
         """Raises `Infeasible` when it is certain that nothing feasible exists. `start`: a core choice to begin from."""
@@ -121,7 +122,6 @@ class Engine:
             choice = step.restore(choice)
         return self.best.offer(choice, stage)
 
-    @property
     def late(self) -> bool:
         return time.monotonic() >= self.deadline
 
@@ -160,12 +160,12 @@ class _Level:
         self._ascend(effort.rounds)
         self.walkers = self._new_walkers()
         moves, branches = effort.moves, effort.branches
-        while not engine.late:
+        while not engine.late():
             self._search(moves)
             smaller = self._cut(effort)
             if smaller is not None:
                 return smaller
-            if engine.late:
+            if engine.late():
                 break
             if branches and self._branch(branches):
                 raise Infeasible
@@ -183,9 +183,8 @@ class _Level:
     def _bound(self, scaled: float, stage: str) -> None:
         """Take a bound on what is left of this core; what cuts removed costs at least the best."""
         if scaled > -math.inf:
-            value = self.core.constant + scaled / self.f.scale
-            if self.core.integral:
-                value = math.ceil(value - 1e-6)
+            value = scaled / self.f.scale  # exact: a power of two
+            value = self.core.constant + (math.ceil(value) if self.core.integral else value)
             cost = self.engine.best.cost
             tolerance = 0.0 if self.core.integral or cost == math.inf else FLOAT_GAP * abs(cost)
             self.engine.best.raise_bound(min(value, cost - tolerance), stage)
@@ -195,10 +194,10 @@ class _Level:
         begin = time.monotonic()
         until = begin + 0.5 * (self.engine.deadline - begin)
         while rounds > 0 and time.monotonic() < until:
-            made = ascend(self.f, self.dual, min(rounds, _SLICE), self._ceiling(), patience=_PATIENCE)
-            rounds -= made
-            if made < _SLICE:
+            turns = min(rounds, _SLICE)
+            if ascend(self.f, self.dual, turns, self._ceiling(), patience=_PATIENCE) < turns:
                 break
+            rounds -= turns
         if self.dual.over == 0:
             self._take(self.dual.choice, "dual")
         self._bound(self.dual.bound, "dual")
@@ -242,7 +241,7 @@ class _Level:
 
     def _search(self, moves: int) -> None:
         block = 100
-        while moves > 0 and not self.engine.late:
+        while moves > 0 and not self.engine.late():
             walk(self.f, self.walkers, min(block, moves), self.engine.deadline)
             moves -= block
             best = min(self.walkers, key=lambda w: w.key)
@@ -257,6 +256,8 @@ class _Level:
             raise Infeasible
         if np.count_nonzero(forced > ceiling) < effort.cut_share * forced.size:
             return None
+        if time.monotonic() + 3 * self.engine.presolve_s > self.engine.deadline:
+            return None  # presolving again might not end in time, and what is left is better spent on search
         return cut(self.core, self.f, forced, ceiling)
 
     def _branch(self, branches: int) -> bool:
@@ -290,9 +291,10 @@ def run(
     seed: int,
     workers: int,
     warm: Sequence[int] | None,
+    presolve_s: float = 0.0,
 ) -> bool:
     """Work on the presolved problem; True if `best` is proved optimal. Raises `Infeasible` if that is proved."""
-    engine = Engine(best, deadline, seed, max(1, workers))
+    engine = Engine(best, deadline, seed, max(1, workers), presolve_s=presolve_s)
     start = None if warm is None else reduced.project(warm)
     engine.run(reduced, start)
     return engine.proved

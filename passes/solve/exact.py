@@ -8,6 +8,7 @@ bind.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import highspy
 import numpy as np
@@ -124,9 +125,10 @@ def _load(rows: _Rows, cost: np.ndarray, count: int, binaries: int, relax_memory
     lp.col_upper_ = upper
     lp.row_lower_, lp.row_upper_ = np.concatenate(rows.low), np.concatenate(rows.high)
     lp.a_matrix_.format_ = highspy.MatrixFormat.kColwise
-    lp.a_matrix_.start_ = np.searchsorted(col, np.arange(count + 1)).astype(np.int32)
-    lp.a_matrix_.index_ = row.astype(np.int32)
-    lp.a_matrix_.value_ = value
+    matrix: Any = lp.a_matrix_  # highspy's stubs mix up the types of its fields
+    matrix.start_ = np.searchsorted(col, np.arange(count + 1)).astype(np.int32)
+    matrix.index_ = row.astype(np.int32)
+    matrix.value_ = value
     lp.integrality_ = [highspy.HighsVarType.kInteger] * binaries + [highspy.HighsVarType.kContinuous] * (
         count - binaries
     )

@@ -1,0 +1,66 @@
+"""Random problems small enough to try every choice, and the trying."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+
+from passes.solve import Edge, MemoryItem, Problem, evaluate
+
+
+def random_problem(seed: int) -> Problem:
+    """Up to 6 nodes of up to 4 strategies: ties, impossible entries, factored and parallel edges, loose or tight
+    memory.
+    """
+    rng = np.random.default_rng(seed)
+    nodes = int(rng.integers(1, 7))
+    sizes = rng.integers(1, 5, nodes)
+    floats = seed % 3 == 0
+    top = int(rng.choice([2, 10, 10**6]))
+
+    def costs(shape: tuple[int, ...]) -> np.ndarray:
+        values = rng.integers(0, top + 1, shape)
+        if floats:
+            out = values * 1e-7
+            out[rng.random(shape) < 0.15] = np.inf
+            return out
+        values[rng.random(shape) < 0.15] = 10**18
+        return values
+
+    edges = []
+    for _ in range(int(rng.integers(0, 2 * nodes))):
+        if nodes < 2:
+            break
+        u, v = (int(x) for x in rng.choice(nodes, 2, replace=False))
+        kind = rng.integers(3)
+        if kind == 0:
+            edges.append(Edge(u, v, costs((sizes[u], sizes[v]))))
+        elif kind == 1:
+            r, c = (int(x) for x in rng.integers(1, 4, 2))
+            edges.append(Edge(u, v, costs((r, c)), rng.integers(0, r, sizes[u]), rng.integers(0, c, sizes[v])))
+        else:
+            tie = np.full((sizes[u], sizes[v]), np.inf if floats else 10**18)
+            for i in range(min(sizes[u], sizes[v])):
+                tie[i, i] = 3e-7 if floats else 3
+            edges.append(Edge(u, v, tie))
+    memory = []
+    for _ in range(int(rng.integers(0, 2 * nodes + 1))):
+        node = int(rng.integers(nodes))
+        a, b = sorted(int(x) for x in rng.integers(0, 8, 2))
+        memory.append(MemoryItem(node, a, b, rng.integers(0, 10, sizes[node])))
+    limit = None if seed % 5 == 0 else int(rng.integers(0, 30))
+    return Problem(tuple(costs((s,)) for s in sizes), tuple(edges), tuple(memory), limit)
+
+
+def brute_force(problem: Problem) -> tuple[float, float]:
+    """The least feasible cost, and the least over-use of choices of finite cost."""
+    best, over = math.inf, math.inf
+    for choice in itertools.product(*(range(c.size) for c in problem.node_costs)):
+        found = evaluate(problem, choice)
+        if found.cost < math.inf:
+            over = min(over, found.over_bytes)
+            if found.feasible:
+                best = min(best, found.cost)
+    return best, over
