@@ -9,11 +9,11 @@ from rich.console import RenderableType
 from parallelizer.inspect.report import rendered, table
 from parallelizer.inspect.words import (
     broken,
+    change_text,
     cut_text,
     fold_names,
     kind_text,
     mesh_text,
-    percent,
     time_text,
     type_text,
 )
@@ -85,17 +85,10 @@ def _cost(plan: Plan, other: Plan) -> list[RenderableType]:
 
 
 def _change(before: float, after: float) -> tuple[str, str]:
-    """The change in percent, and in words where it is plain."""
-    if before == after:
-        return "same", ""
-    if not before:
-        return "new", ""
-    if not after:
-        return "gone", ""
-    share = percent(after - before, before)
-    ratio = after / before
-    factor = f"{ratio:.3g} x" if ratio >= 2 else f"1 / {1 / ratio:.3g}" if ratio <= 0.5 else ""
-    return (share if share.startswith(("-", "<")) else f"+{share}"), factor
+    """The change in percent, and as a factor where it is large."""
+    ratio = after / before if before else 0.0
+    factor = f"{ratio:.3g} x" if ratio >= 2 else f"1 / {1 / ratio:.3g}" if 0 < ratio <= 0.5 else ""
+    return change_text(before, after), factor
 
 
 def _shardings(plan: Plan, other: Plan) -> list[RenderableType]:
@@ -117,8 +110,8 @@ def _shardings(plan: Plan, other: Plan) -> list[RenderableType]:
         missing = [p for p in here if p not in there]
         if missing:
             labels = [r.label for r in fold_names(missing, [None] * len(missing))]
-            more = f" and {len(labels) - _ROWS} more" if len(labels) > _ROWS else ""
-            lines += [f"arguments {title}: {', '.join(labels[:_ROWS])}{more}", ""]
+            rest = f" and {len(labels) - _ROWS} more" if len(labels) > _ROWS else ""
+            lines += [f"arguments {title}: {', '.join(labels[:_ROWS])}{rest}", ""]
     return lines
 
 
@@ -140,8 +133,7 @@ def _communication(plan: Plan, other: Plan) -> list[RenderableType]:
     rows = table("kind", "axes", "before", "after", "change", "", right=("before", "after", "change"))
     for kind, axes in keys:
         before, after = mine.get((kind, axes), (0, 0)), theirs.get((kind, axes), (0, 0))
-        change = _change(before[1], after[1]) if before != after else ("same", "")
-        rows.add_row(kind_text(kind), axes, _times(before), _times(after), *change)
+        rows.add_row(kind_text(kind), axes, _times(before), _times(after), *_change(before[1], after[1]))
     before_all, after_all = (sum(size for _, size in t.values()) for t in (mine, theirs))
     rows.add_row("all", "", bytes_text(before_all), bytes_text(after_all), *_change(before_all, after_all))
     return ["COMMUNICATION: times and bytes per step and device", rows]

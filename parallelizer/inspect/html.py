@@ -10,6 +10,7 @@ from parallelizer.inspect.facts import ArgumentRow, Traffic, argument_rows, role
 from parallelizer.inspect.pictures import colour, picture
 from parallelizer.inspect.report import reason_of, shown_arguments, why
 from parallelizer.inspect.words import (
+    change_text,
     kind_text,
     mesh_text,
     percent,
@@ -253,7 +254,7 @@ def _tried(plan: Plan) -> str:
     rows = []
     for t in sorted(plan.tried, key=lambda t: t.cost_s):
         chosen = dict(t.mesh) == plan.mesh.sizes
-        extra = "chosen" if chosen else f"+{percent(t.cost_s - plan.objective_s, plan.objective_s)}"
+        extra = "chosen" if chosen else change_text(plan.objective_s, t.cost_s)
         note = "" if t.status == "optimal" else "not searched to the end"
         if chosen:
             note = "; ".join(n for n in (f"bound {time_text(plan.bound)}, gap {percent(plan.gap, 1)}", note) if n)

@@ -15,6 +15,7 @@ from parallelizer.inspect.facts import ArgumentRow, argument_rows, roles, traffi
 from parallelizer.inspect.words import (
     broken,
     certificate,
+    change_text,
     cut_text,
     kind_text,
     mesh_text,
@@ -187,8 +188,7 @@ def _search(plan: Plan) -> list[RenderableType]:
         note = f"chosen; no layout below {time_text(plan.bound)}, {certificate(plan)}" if chosen else ""
         if t.status != "optimal":
             note = "; ".join(n for n in (note, "not searched to the end") if n)
-        extra = t.cost_s - plan.objective_s
-        against = "-" if chosen else f"+{percent(extra, plan.objective_s)}"
+        against = "-" if chosen else change_text(plan.objective_s, t.cost_s)
         rows.add_row(mesh_text(t.mesh), time_text(t.cost_s), against, time_text(t.search_s), note)
     more = [f"... and {len(tried) - _MESHES} dearer ones"] if len(tried) > _MESHES else []
     title = f"MESHES TRIED in {time_text(plan.search_s)}; the price is a step in which no communication is hidden"

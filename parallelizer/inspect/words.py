@@ -35,6 +35,17 @@ def percent(part: float, whole: float) -> str:
     return f"{share:.{digits}f}".removesuffix(".0") + " %"
 
 
+def change_text(before: float, after: float) -> str:
+    """The change in percent of `before`, with its sign: "+12.5 %", "-0.02 %"; "same", "new" and "gone" in words."""
+    if before == after:
+        return "same"
+    if not before or not after:
+        return "gone" if before else "new"
+    share = 100 * (after - before) / before
+    digits = 0 if abs(share) >= 99.95 else 1
+    return f"{share:+.{digits}f}".removesuffix(".0") + " %" if abs(share) >= 0.1 else f"{share:+.1g} %"
+
+
 def extra_text(extra_s: float, price_s: float) -> str:
     """What a change adds to a price: "+26 ms (+0.3 %)", "-1.2 us (-0.004 %)"."""
     share = 100 * abs(extra_s) / price_s if price_s else 0.0

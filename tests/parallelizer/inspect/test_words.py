@@ -33,6 +33,14 @@ def test_shares(part: float, whole: float, text: str) -> None:
     assert words.percent(part, whole) == text
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "text"),
+    [(1, 1, "same"), (0, 2, "new"), (2, 0, "gone"), (1, 1.5, "+50 %"), (1, 0.875, "-12.5 %"), (1, 1.0002, "+0.02 %")],
+)
+def test_changes(before: float, after: float, text: str) -> None:
+    assert words.change_text(before, after) == text
+
+
 def test_extra_has_sign_and_share() -> None:
     assert words.extra_text(2.6e-2, 8.82) == "+26 ms (+0.29 %)"
     assert words.extra_text(-1e-6, 1.0) == "-1 us (-0.0001 %)"
