@@ -364,7 +364,8 @@ def _text(found: Audit) -> str:
     out = io.StringIO()
     console = Console(file=out, width=110, no_color=True)
     console.print(table)
-    lines = [out.getvalue().rstrip(), _memory(found), *map(str, found.mismatches)]
+    shown = out.getvalue().rstrip() if found.rows else f"compiled for {found.topology}: {verdict}; no collectives"
+    lines = [shown, _memory(found), *map(str, found.mismatches)]
     return "\n".join([*lines, *(f"note: {n}" for n in found.notes)])
 
 
