@@ -362,7 +362,8 @@ def _text(found: Audit) -> str:
     for row in found.rows:
         table.add_row(*_cells(row))
     out = io.StringIO()
-    console = Console(file=out, width=110, no_color=True)
+    # Without force_jupyter=False, rich shows its text in a notebook by itself and writes nothing into the file.
+    console = Console(file=out, width=110, color_system=None, force_terminal=False, force_jupyter=False)
     console.print(table)
     shown = out.getvalue().rstrip() if found.rows else f"compiled for {found.topology}: {verdict}; no collectives"
     lines = [shown, _memory(found), *map(str, found.mismatches)]
