@@ -1,9 +1,9 @@
-"""Bytes of one device over the program, for a plan as it will be lowered: kept values, shared copies, moved operands."""
+"""Bytes of one device over the program, for a plan as it will be lowered: kept values, copies, moved operands."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from passes.fast_memory import fast_bytes, in_fast_memory
 from passes.ir import Graph, Layout, Op, Sharding, Step, Use
@@ -18,8 +18,8 @@ from passes.tiling import stored_bytes
 class Footprint:
     """peak_bytes of one device, the position where it occurs, and what lives there, by kind of array.
 
-    `by_kind`: "arguments" (split in by_argument: first part of the path), "results", "activations" (kept values of the step),
-    "copies" (gathered or moved operands).
+    `by_kind`: "arguments" (split in by_argument: first part of the path), "results", "activations" (kept values of the
+    step), "copies" (gathered or moved operands, arguments in fast memory).
     """
 
     peak_bytes: int
@@ -30,9 +30,10 @@ class Footprint:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """`value`, or a moved copy of it, takes size_bytes of one device at positions [start, end); kinds as in `Footprint`.
+    """`value`, or a copy of it, takes size_bytes of one device at positions [start, end); kinds as in `Footprint`.
 
-    `rewritten`: a part of it is written here, which counts twice in fast memory and nowhere else.
+    `last_read` is the last position that reads an argument. `rewritten`: a part of it is written here, which counts
+    twice in fast memory and nowhere else.
     """
 
     value: int
@@ -42,6 +43,7 @@ class Usage:
     kind: str
     path: str = ""
     rewritten: bool = False
+    last_read: int = -1
 
 
 def footprint(priced: Priced, realized: Realized) -> Footprint:
@@ -64,16 +66,19 @@ def footprint(priced: Priced, realized: Realized) -> Footprint:
     return Footprint(int(base + peak), at, _ranked(kinds), _ranked(heads))
 
 
-def spaces(
-    usages: tuple[Usage, ...], end: int, fast_memory_bytes: int
-) -> tuple[list[Usage], list[Usage], list[Usage]]:
+def spaces(usages: tuple[Usage, ...], end: int, fast_memory_bytes: int) -> tuple[list[Usage], list[Usage], list[Usage]]:
     """(arguments, what else lives in main memory, what lives in fast memory)."""
     arguments = [u for u in usages if u.kind == "arguments"]
     others = [u for u in usages if u.kind != "arguments" and not u.rewritten]
-    fits = in_fast_memory([(u.start, u.end, u.size_bytes) for u in others], end, fast_memory_bytes)
-    slow = [u for u, fit in zip(others, fits, strict=True) if not fit]
-    fast = [u for u, fit in zip(others, fits, strict=True) if fit]
+    # Read once from main memory and then kept where there is room.
+    fetched = [replace(u, start=0, end=u.last_read + 1, kind="copies") for u in arguments if u.last_read >= 0]
+    fits = in_fast_memory(
+        [(u.start, u.end, u.size_bytes) for u in (*others, *fetched)], end, fast_memory_bytes, len(others)
+    )
+    slow = [u for u, fit in zip(others, fits, strict=False) if not fit]
+    fast = [u for u, fit in zip(others, fits, strict=False) if fit]
     there = {u.value for u in fast}
+    fast += [u for u, fit in zip(fetched, fits[len(others) :], strict=True) if fit]
     return arguments, slow, fast + [u for u in usages if u.rewritten and u.value in there]
 
 
@@ -96,26 +101,59 @@ def usages_of(priced: Priced, realized: Realized) -> Iterator[Usage]:
         if (life.copy or life.rewritten) and not tpu:
             continue
         size = local_bytes(priced, life.value, realized.layout.values.get(life.value), life.narrow)
-        kind = "copies" if life.copy else "arguments" if life.value in inputs else "results" if life.value in outputs else "activations"
-        yield Usage(life.value, life.start, life.end, size, kind, inputs.get(life.value, ""), life.rewritten)
-    wants: dict[int, list[Op]] = {}
-    for w in program.grouping.wants:
-        if w.visit is not None:
-            wants.setdefault(w.value, []).append(w.visit.op)
-    for v, form in realized.layout.shared.items():
-        at = [position[op.id] for op in wants[v]]
-        narrow = all(multiplies_in_bfloat16(op) for op in wants[v]) and graph.values[v].dtype == "float32"
-        yield Usage(v, min(at), max(at) + 1, local_bytes(priced, v, form, narrow), "copies")
-    for op, decision in realized.layout.ops.items():
-        at = position[op]
-        product = multiplies_in_bfloat16(program.grouping.visits[at].op)
+        kind = (
+            "copies"
+            if life.copy
+            else "arguments"
+            if life.value in inputs
+            else "results"
+            if life.value in outputs
+            else "activations"
+        )
+        yield Usage(
+            life.value, life.start, life.end, size, kind, inputs.get(life.value, ""), life.rewritten, life.last_read
+        )
+    yield from _copies(priced, realized, position)
+    yield from _before_scatters(priced, realized, position)
+
+
+def _copies(priced: Priced, realized: Realized, position: Mapping[int, int]) -> Iterator[Usage]:
+    """Operands moved to where they are used, and copies that several operations share."""
+    graph, visits = priced.program.graph, priced.program.grouping.visits
+    readers: dict[int, list[Op]] = {}
+    for at, decision in ((position[op], d) for op, d in realized.layout.ops.items()):
+        op = visits[at].op
         for use in decision.uses:
-            if use is not None:
-                steps = moves_of(realized.layout, graph, use)
-                if any(s.kind != "slice" for s in steps):
-                    narrow = product and graph.values[use.source].dtype == "float32"
-                    size = max(local_bytes(priced, use.source, s.to, narrow) for s in steps)
-                    yield Usage(use.source, at, at + 1, size, "copies")
+            if use is None:
+                continue
+            if use.shared:
+                readers.setdefault(use.source, []).append(op)
+            steps = moves_of(realized.layout, graph, use)
+            if any(s.kind != "slice" for s in steps):
+                narrow = _stays_narrow(graph, use.source, [op])
+                size = max(local_bytes(priced, use.source, s.to, narrow) for s in steps)
+                yield Usage(use.source, at, at + 1, size, "copies")
+    for v, form in realized.layout.shared.items():
+        if v in readers:
+            at_each = [position[op.id] for op in readers[v]]
+            size = local_bytes(priced, v, form, _stays_narrow(graph, v, readers[v]))
+            yield Usage(v, min(at_each), max(at_each) + 1, size, "copies")
+
+
+def _stays_narrow(graph: Graph, value: int, readers: Sequence[Op]) -> bool:
+    return graph.values[value].dtype == "float32" and all(multiplies_in_bfloat16(op) for op in readers)
+
+
+def _before_scatters(priced: Priced, realized: Realized, position: Mapping[int, int]) -> Iterator[Usage]:
+    """An operation's local result before its partial sums are scattered."""
+    visits = priced.program.grouping.visits
+    for op, decision in realized.layout.ops.items():
+        scattered = {a for r in decision.reductions if r.dim is not None for a in r.axes}
+        form = decision.results[0] if decision.results else None
+        if scattered and form is not None:
+            whole = Sharding(tuple(tuple(a for a in d if a not in scattered) for d in form.dims))
+            at, value = position[op], visits[position[op]].op.outputs[0]
+            yield Usage(value, at, at + 1, local_bytes(priced, value, whole), "copies")
 
 
 def moves_of(layout: Layout, graph: Graph, use: Use) -> tuple[Step, ...]:

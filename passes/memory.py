@@ -31,8 +31,9 @@ class Life:
     """`value` occupies its local bytes during positions [start, end) of the flattened program.
 
     `narrow`: where the chip multiplies in bfloat16, it is stored as such (see `passes.narrow`). `copy`: it is such a
-    narrow copy of an argument, which is also there in full; elsewhere there is no such copy. `rewritten`: only says that
-    an iteration writes its part of the stacked value there.
+    narrow copy of an argument, which is also there in full; elsewhere there is no such copy. `rewritten`: only says
+    that an iteration writes its part of the stacked value there. `last_read` is where an argument is last read (else
+    -1).
     """
 
     value: int
@@ -41,6 +42,7 @@ class Life:
     narrow: bool = False
     copy: bool = False
     rewritten: bool = False
+    last_read: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +128,10 @@ class _Analysis:
 
     def share(self, operand: object, result: int, at: int) -> None:
         """The result is written over an operand that nobody reads later."""
-        if isinstance(operand, int) and operand in self.producer and operand not in self.outputs | set(self.stored_in):
-            if self.last.get(operand, -1) <= at and operand in self.kept:
-                self.stored_in[operand] = result
+        if not isinstance(operand, int) or operand not in self.producer or operand not in self.kept:
+            return
+        if operand not in self.outputs and operand not in self.stored_in and self.last.get(operand, -1) <= at:
+            self.stored_in[operand] = result
 
     # ---- fusion ----
     def find_kept(self) -> set[int]:
@@ -159,9 +162,10 @@ class _Analysis:
 
     def swallows(self, consumer: Op, value: int) -> bool:
         """An element-wise consumer of equal shape is computed where the contraction writes its result."""
-        return self.fusible[consumer.id] and self.graph.values[consumer.outputs[0]].elements == self.graph.values[
-            value
-        ].elements
+        return (
+            self.fusible[consumer.id]
+            and self.graph.values[consumer.outputs[0]].elements == self.graph.values[value].elements
+        )
 
     def last_reads(self) -> dict[int, int]:
         """Position of the last operation that reads each value, through whatever is fused or lies in its buffer."""
@@ -204,7 +208,10 @@ class _Analysis:
             start, stop = spans[root]
             if stop <= start:
                 continue
-            yield Life(root, start, stop, narrow=root in narrow and root not in self.inputs)
+            if root in self.inputs:
+                yield Life(root, start, stop, last_read=self.last.get(root, -1))
+            else:
+                yield Life(root, start, stop, narrow=root in narrow)
         yield from self.narrow_copies(narrow)
         yield from self.writes(narrow)
 

@@ -13,10 +13,13 @@ from passes.ir import Graph, Literal, Op, Operand
 
 # Operations that only move what they read: their operand may be narrow where their result is.
 _MOVES = frozenset(
-    {"broadcast_in_dim", "reshape", "transpose", "squeeze", "expand_dims", "slice", "pad", "rev", "concatenate", "split",
-     "dynamic_slice", "dynamic_update_slice", "gather", "select_n", "copy", "max", "min", "optimization_barrier"}
+    {"broadcast_in_dim", "reshape", "transpose", "squeeze", "expand_dims", "slice", "pad", "rev", "concatenate",
+     "split", "dynamic_slice", "dynamic_update_slice", "gather", "select_n", "copy", "max", "min",
+     "optimization_barrier"}
 )  # fmt: skip
 _PRODUCTS = frozenset({"dot_general", "conv_general_dilated"})
+# Computed where their operand is made, before it is stored.
+_REDUCTIONS = frozenset({"reduce_sum", "reduce_max", "reduce_min"})
 
 
 def narrow_values(graph: Graph) -> set[int]:
@@ -53,6 +56,8 @@ class _Backwards:
             for region in op.regions:
                 self.read_by(region.outputs, [False] * len(region.outputs))
                 self.ops(region.ops)
+            if op.primitive in _REDUCTIONS:
+                continue
             if op.primitive in _PRODUCTS:
                 narrow = multiplies_in_bfloat16(op)
             elif op.primitive == "convert_element_type":
