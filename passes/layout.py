@@ -9,10 +9,9 @@ divided contractions.
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cost_model.compute import op_time_s
 from cost_model.mesh import LogicalMesh
@@ -25,7 +24,7 @@ from passes.meshes import possible_cuts
 from passes.price import Priced, Pricer, all_strategies, price
 from passes.program import Program, analyse
 from passes.realize import Realized, realize
-from passes.solve import Solution, solve
+from passes.solve import Solution, evaluate, solve
 from passes.strategies import Strategy, enumerate_moves, enumerate_strategies, enumerate_tied
 from passes.timeline import simulate_plan
 
@@ -113,40 +112,65 @@ def search_on_mesh(
     time_limit_s: float,
     seed: int = 0,
 ) -> Found:
-    """The best layout on one mesh. The linear memory model leaves out moved operands; where they do not fit, the
-    limit is lowered by what is missing and the problem solved again."""
+    """The best layout on one mesh.
+
+    The solver's memory is a model: what it counts may be a little more or less than the footprint of the layout as it
+    is lowered. Where the footprint does not fit, the limit is lowered by what is missing and the problem solved again;
+    where nothing seems to fit, the leanest layouts are tried before it is refused.
+    """
     start = time.monotonic()
     program = analyse(graph, group_values(graph, possible_cuts(mesh.sizes)))
     limit = float(memory_limit_bytes)
-    best: Found | None = None
+    solved = _three_axes if len(mesh.axis_sizes) > 2 else _all_axes
     for _ in range(4):
         left = max(1.0, time_limit_s - (time.monotonic() - start))
-        solved = _three_axes if len(mesh.axis_sizes) > 2 else _all_axes
         priced, solution, bound = solved(program, mesh, limit, pins, left, seed)
         if solution.choice is None:
-            raise _too_large(priced, solution, memory_limit_bytes)
-        realized = realize(priced, solution.choice)
-        used = footprint(priced, realized)
-        seconds = time.monotonic() - start
-        best = Found(
-            priced, solution.choice, realized, simulate_plan(priced, realized), used, solution.cost, bound,
-            solution.status, seconds
-        )  # fmt: skip
-        if used.peak_bytes <= memory_limit_bytes:
-            return best
-        limit -= max(used.peak_bytes - memory_limit_bytes, memory_limit_bytes * 0.01)
-    assert best is not None
-    raise MemoryError_(best.footprint.peak_bytes, memory_limit_bytes, mesh, best.footprint)
+            break
+        found = _found(priced, solution, bound, start)
+        if found.footprint.peak_bytes <= memory_limit_bytes:
+            return found
+        limit -= max(found.footprint.peak_bytes - memory_limit_bytes, memory_limit_bytes * 0.01)
+    leanest = _leanest(priced, solution, max(1.0, time_limit_s - (time.monotonic() - start)), seed, start)
+    if leanest.footprint.peak_bytes <= memory_limit_bytes:
+        return leanest
+    raise MemoryError_(leanest.footprint.peak_bytes, memory_limit_bytes, mesh, leanest.footprint)
 
 
-def _too_large(priced: Priced, solution: Solution, limit_bytes: int) -> MemoryError_:
+def _found(priced: Priced, solution: Solution, bound: float, start: float) -> Found:
+    assert solution.choice is not None
+    realized = realize(priced, solution.choice)
+    timeline, used = simulate_plan(priced, realized), footprint(priced, realized)
+    seconds = time.monotonic() - start
+    return Found(priced, solution.choice, realized, timeline, used, solution.cost, bound, solution.status, seconds)
+
+
+# How far above the least peak of the memory model leanest layouts are looked for: right at it, nothing else counts.
+_ABOVE_LEAST = (1.0, 1.02, 1.05, 1.1, 1.2, 1.4)
+
+
+def _leanest(priced: Priced, solution: Solution, time_limit_s: float, seed: int, start: float) -> Found:
+    """The layout of the smallest footprint among the cheapest ones near the least peak that the model knows."""
+    problem = priced.problem
     least = solution.least_over
     if least is None:
-        return MemoryError_(limit_bytes, limit_bytes, priced.mesh, Footprint(0, 0, (), ()))
-    used = footprint(priced, realize(priced, least))
-    return MemoryError_(
-        max(used.peak_bytes, limit_bytes + math.ceil(solution.over_bytes)), limit_bytes, priced.mesh, used
-    )
+        # A limit that nothing can meet makes the solver say what the least is.
+        least = solve(replace(problem, memory_limit=1.0), time_limit_s=time_limit_s / 3, seed=seed).least_over
+    assert least is not None
+    peak = evaluate(problem, least).peak_bytes
+    free = solve(replace(problem, memory_limit=None), time_limit_s=time_limit_s / 3, seed=seed)
+    best: Found | None = None
+    for factor in _ABOVE_LEAST:
+        limited = replace(problem, memory_limit=peak * factor)
+        lean = solve(limited, time_limit_s=max(1.0, time_limit_s / 10), seed=seed, warm_start=least)
+        if lean.choice is None:
+            continue
+        found = _found(priced, lean, free.bound, start)
+        if best is None or found.footprint.peak_bytes < best.footprint.peak_bytes:
+            best = found
+    if best is None:
+        return _found(priced, replace(solution, choice=least, cost=evaluate(problem, least).cost), free.bound, start)
+    return replace(best, status="feasible")
 
 
 def _all_axes(
