@@ -47,8 +47,16 @@ def summary(plan: Plan) -> str:
 def rendered(*parts: RenderableType) -> str:
     """Rich renderables as plain text; square brackets are text, never markup."""
     file = io.StringIO()
+    # Without force_jupyter=False, rich shows its text in a notebook by itself and writes nothing into the file.
     console = Console(
-        file=file, width=WIDTH, no_color=True, markup=False, emoji=False, highlight=False, soft_wrap=False
+        file=file,
+        width=WIDTH,
+        color_system=None,
+        force_terminal=False,
+        force_jupyter=False,
+        markup=False,
+        emoji=False,
+        highlight=False,
     )
     console.print(Group(*(Text(p) if isinstance(p, str) else p for p in parts)))
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines()).strip("\n")
