@@ -20,6 +20,9 @@ from numba import njit
 from .dual import Dual, ascend, forced_costs, new_dual
 from .flat import Flat
 
+# Turns of the ascent between looks at the clock.
+_SLICE = 12
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Branch:
@@ -148,7 +151,7 @@ class Tree:
             _, _, branch = heapq.heappop(self.heap)
             self.expanded += 1
             try:
-                children = _expand(self.f, branch, ceiling, found, rounds)
+                children = _expand(self.f, branch, ceiling, found, rounds, deadline)
             except KeyboardInterrupt:
                 heapq.heappush(self.heap, (branch.bound, next(self.order), branch))
                 raise
@@ -158,9 +161,14 @@ class Tree:
 
 
 def _expand(
-    f: Flat, branch: Branch, ceiling: Callable[[], float], found: Callable[[np.ndarray], None], rounds: int
+    f: Flat,
+    branch: Branch,
+    ceiling: Callable[[], float],
+    found: Callable[[np.ndarray], None],
+    rounds: int,
+    deadline: float,
 ) -> list[Branch]:
-    """The branches that a branch leaves open: none, or two that split one node's strategies."""
+    """The branches that a branch leaves open: none, two that split one node's strategies, or itself past `deadline`."""
     cost = np.where(branch.allowed, f.cost, np.inf)
     here = f._replace(cost=cost)
     dual = new_dual(here, branch.price)
@@ -172,7 +180,11 @@ def _expand(
         if gone:
             continue
         dual.restart(0.2)
-        ascend(here, dual, rounds, ceiling(), patience=25)
+        for _ in range(0, rounds, _SLICE):
+            if time.monotonic() > deadline:
+                return [branch]
+            if ascend(here, dual, _SLICE, ceiling(), patience=25) < _SLICE:
+                break
         if dual.over == 0 and dual.cost <= ceiling():
             found(dual.choice)
         if dual.bound > ceiling():
@@ -184,7 +196,9 @@ def _expand(
         if not bad.any():
             break
         cost[bad] = np.inf
-        if bad.sum() * 20 < np.isfinite(cost).sum():
+        open_nodes = (np.add.reduceat(np.isfinite(cost), f.node_start[:-1]) > 1).any()
+        # Few more forbidden is not worth another ascent, but a single choice left must be seen to be offered.
+        if open_nodes and bad.sum() * 20 < np.isfinite(cost).sum():
             break
     allowed = np.isfinite(cost)
     counts = np.add.reduceat(allowed, f.node_start[:-1])

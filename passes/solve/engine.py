@@ -24,6 +24,8 @@ FLOAT_GAP = 1e-9
 # Turns of the dual ascent between looks at the clock, and turns without progress after which it stops.
 _SLICE = 8
 _PATIENCE = 50
+# Moves between meetings of the walkers.
+_BLOCK = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,7 @@ class Engine:
     chain: list[Presolved] = field(default_factory=list)
     proved: bool = False
     presolve_s: float = 0.0
+    check_s: float = 0.0
 
     def run(self, reduced: Presolved, start: np.ndarray | None) -> None:
         """Raises `Infeasible` when it is certain that nothing feasible exists. `start`: a core choice to begin from."""
@@ -240,13 +243,20 @@ class _Level:
         ]
 
     def _search(self, moves: int) -> None:
-        block = 100
+        """Walk, and offer what is better; checking a large choice takes long, so not after every block."""
+        offered = self.walkers[0].key
+        checked = time.monotonic()
         while moves > 0 and not self.engine.late():
-            walk(self.f, self.walkers, min(block, moves), self.engine.deadline)
-            moves -= block
+            walk(self.f, self.walkers, min(_BLOCK, moves), self.engine.deadline)
+            moves -= _BLOCK
             best = min(self.walkers, key=lambda w: w.key)
-            if best.status[1] == 0:
+            now = time.monotonic()
+            due = moves <= 0 or now >= self.engine.deadline or now - checked > 10 * self.engine.check_s
+            if best.status[1] == 0 and best.key < offered and due:
                 self._take(best.choice, "search")
+                offered = best.key
+                checked = time.monotonic()
+                self.engine.check_s = checked - now
 
     def _cut(self, effort: Effort) -> Presolved | None:
         bound, forced = forced_costs(self.f, self.dual)

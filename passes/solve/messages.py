@@ -96,6 +96,30 @@ def cost_of(f: Flat, choice: np.ndarray) -> float:
 
 
 @njit(cache=True, nogil=True)
+def _gather(f: Flat, cost: np.ndarray, message: np.ndarray, s: int, theta: np.ndarray) -> float:
+    """`theta` [strategies of s]: cost plus all messages to s. Returns the share for each chain through s."""
+    theta[:] = cost[f.node_start[s] : f.node_start[s + 1]]
+    ahead, behind = 0, 0
+    for q in range(f.near_start[s], f.near_start[s + 1]):
+        k = f.near_edge[q]
+        if f.edge_u[k] == s:
+            at, to = f.row_start[k], f.row_message[k]
+            for i in range(theta.size):
+                theta[i] += message[to + f.row_of[at + i]]
+            later = f.edge_v[k] > s
+        else:
+            at, to = f.col_start[k], f.col_message[k]
+            for i in range(theta.size):
+                theta[i] += message[to + f.col_of[at + i]]
+            later = f.edge_u[k] > s
+        if later:
+            ahead += 1
+        else:
+            behind += 1
+    return 1.0 / max(1, ahead, behind)
+
+
+@njit(cache=True, nogil=True)
 def message_pass(f: Flat, cost: np.ndarray, message: np.ndarray, forward: bool, marginal: np.ndarray) -> float:
     """One pass over the nodes, updating `message` in place; returns the bound.
 
@@ -113,30 +137,12 @@ def message_pass(f: Flat, cost: np.ndarray, message: np.ndarray, forward: bool, 
         s = step if forward else nodes - 1 - step
         a, b = f.node_start[s], f.node_start[s + 1]
         theta = marginal[a:b]
-        theta[:] = cost[a:b]
-        ahead, behind = 0, 0
-        for q in range(f.near_start[s], f.near_start[s + 1]):
-            k = f.near_edge[q]
-            if f.edge_u[k] == s:
-                at, to = f.row_start[k], f.row_message[k]
-                for i in range(b - a):
-                    theta[i] += message[to + f.row_of[at + i]]
-                later = f.edge_v[k] > s
-            else:
-                at, to = f.col_start[k], f.col_message[k]
-                for i in range(b - a):
-                    theta[i] += message[to + f.col_of[at + i]]
-                later = f.edge_u[k] > s
-            if later:
-                ahead += 1
-            else:
-                behind += 1
+        share = _gather(f, cost, message, s, theta)
         least = theta.min()
         if least == np.inf:
             return np.inf
         bound += least
         theta -= least
-        share = 1.0 / max(1, ahead, behind)
         for q in range(f.near_start[s], f.near_start[s + 1]):
             k = f.near_edge[q]
             rows, cols, start = f.rows[k], f.cols[k], f.matrix_start[k]

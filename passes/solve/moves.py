@@ -41,6 +41,33 @@ def _boundary(f: Flat, order: np.ndarray, size: int, inside: np.ndarray, choice:
 
 
 @njit(cache=True, nogil=True)
+def _read_off(
+    f: Flat,
+    order: np.ndarray,
+    size: int,
+    up: np.ndarray,
+    theta: np.ndarray,
+    back: np.ndarray,
+    choice: np.ndarray,
+) -> None:
+    """Roots take their best, children the answer that `back` holds for their parent's strategy."""
+    for step in range(size):
+        u = order[step]
+        k = up[u]
+        if k < 0:
+            a, b = f.node_start[u], f.node_start[u + 1]
+            best = a
+            for i in range(a + 1, b):
+                if theta[i] < theta[best]:
+                    best = i
+            choice[u] = best - a
+        elif f.edge_u[k] == u:
+            choice[u] = back[f.col_start[k] + choice[f.edge_v[k]]]
+        else:
+            choice[u] = back[back.size // 2 + f.row_start[k] + choice[f.edge_u[k]]]
+
+
+@njit(cache=True, nogil=True)
 def _decide(
     f: Flat,
     order: np.ndarray,
@@ -115,20 +142,7 @@ def _decide(
             theta[wa + j] += message[c]
             # The answer of u to each strategy of its parent.
             back[w_at + j if f.edge_u[k] == u else back.size // 2 + w_at + j] = place[c]
-    for step in range(size):
-        u = order[step]
-        k = up[u]
-        if k < 0:
-            a, b = f.node_start[u], f.node_start[u + 1]
-            best = a
-            for i in range(a + 1, b):
-                if theta[i] < theta[best]:
-                    best = i
-            choice[u] = best - a
-        elif f.edge_u[k] == u:
-            choice[u] = back[f.col_start[k] + choice[f.edge_v[k]]]
-        else:
-            choice[u] = back[back.size // 2 + f.row_start[k] + choice[f.edge_u[k]]]
+    _read_off(f, order, size, up, theta, back, choice)
 
 
 @njit(cache=True, nogil=True)
@@ -204,6 +218,21 @@ def _raise_prices(f: Flat, usage: np.ndarray, price: np.ndarray, factor: float, 
 
 
 @njit(cache=True, nogil=True)
+def _scatter(price: np.ndarray, state: np.ndarray, out: np.ndarray) -> None:
+    """`out` [t]: `price` times a random factor for all and one for every row."""
+    spread = 0.05 + 0.6 * random(state)
+    scale = np.exp(0.7 * spread * normal(state))
+    for t in range(price.size):
+        out[t] = price[t] * scale * np.exp(spread * normal(state)) if price[t] > 0 else 0.0
+
+
+@njit(cache=True, nogil=True)
+def _follow(price: np.ndarray, other: np.ndarray, share: float) -> None:
+    for t in range(price.size):
+        price[t] += share * (other[t] - price[t])
+
+
+@njit(cache=True, nogil=True)
 def improve(
     f: Flat,
     choice: np.ndarray,
@@ -253,13 +282,7 @@ def improve(
         size = grow_forest(f, picked, count, parent, inside, forest)
         ordered(f, forest, size, inside, seen, move + 1, order, up)
         _boundary(f, order, size, inside, choice, fixed)
-        spread = 0.05 + 0.6 * random(state)
-        scale = np.exp(0.7 * spread * normal(state))
-        for t in range(rows):
-            if price[t] > 0:
-                local_price[t] = price[t] * scale * np.exp(spread * normal(state))
-            else:
-                local_price[t] = 0.0
+        _scatter(price, state, local_price)
         factor = 1.1 + 0.9 * random(state)
         raised = 0
         for _ in range(tries):
@@ -272,8 +295,7 @@ def improve(
                 if over < status[1] or gain <= 0:
                     if gain < 0 or over < status[1]:
                         status[3] += 1
-                        for t in range(rows):
-                            price[t] = 0.9 * price[t] + 0.1 * local_price[t]
+                        _follow(price, local_price, 0.1)
                     status[2] += 1
                     status[0] += gain
                     status[1] = over

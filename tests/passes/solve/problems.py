@@ -54,6 +54,33 @@ def random_problem(seed: int) -> Problem:
     return Problem(tuple(costs((s,)) for s in sizes), tuple(edges), tuple(memory), limit)
 
 
+def contested_problem(seed: int) -> Problem:
+    """Seven nodes of two or three strategies that presolve leaves alone: dense, cheaper is larger, and memory binds."""
+    rng = np.random.default_rng(10_000 + seed)
+    sizes = rng.integers(2, 4, 7)
+    unit = 1e-6 if seed % 3 == 0 else 1
+    costs, memory = [], []
+    for node, size in enumerate(sizes):
+        usage = rng.integers(1, 60, size)
+        costs.append((rng.integers(0, 20, size) + 60 - usage) * unit)
+        start = int(rng.integers(0, 3))
+        memory.append(MemoryItem(node, start, start + int(rng.integers(1, 4)), usage))
+        if rng.random() < 0.3:
+            memory.append(MemoryItem(node, 0, 5, rng.integers(0, 9, size)))
+    edges = []
+    for u in range(7):
+        for v in range(u + 1, 7):
+            if rng.random() < 0.5:
+                matrix = rng.integers(0, int(rng.choice([3, 30])), (sizes[u], sizes[v])) * unit
+                if rng.random() < 0.2:
+                    matrix[rng.integers(sizes[u]), rng.integers(sizes[v])] = 10**18
+                edges.append(Edge(u, v, matrix))
+    free = Problem(tuple(costs), (), tuple(memory), 0)
+    peaks = sorted(evaluate(free, choice).peak_bytes for choice in itertools.product(*(range(int(s)) for s in sizes)))
+    limit = peaks[int(rng.choice([0.0, 0.01, 0.1, 0.4]) * (len(peaks) - 1))] - int(rng.random() < 0.1)
+    return Problem(tuple(costs), tuple(edges), tuple(memory), limit)
+
+
 def brute_force(problem: Problem) -> tuple[float, float]:
     """The least feasible cost, and the least over-use of choices of finite cost."""
     best, over = math.inf, math.inf

@@ -14,17 +14,17 @@ from passes.solve.flat import flatten
 from passes.solve.messages import cost_of, usage_of
 from passes.solve.presolve import presolve
 from passes.solve.search import new_walker, walk
-from tests.passes.solve.problems import random_problem
+from tests.passes.solve.problems import contested_problem
 
 
 def cores() -> list[tuple[int, Core]]:
     result = []
-    for seed in range(600):
+    for seed in range(30):
         try:
-            core = presolve(random_problem(seed)).core
+            core = presolve(contested_problem(seed)).core
         except Infeasible:
             continue
-        if core.costs and math.prod(c.size for c in core.costs) < 3000:
+        if core.costs:
             result.append((seed, core))
     return result
 
@@ -46,7 +46,7 @@ def optima(core: Core) -> tuple[float, list[np.ndarray]]:
 
 def test_bounds_stay_below_the_optimum() -> None:
     found = cores()
-    assert len(found) > 50
+    assert len(found) > 15
     for seed, core in found:
         f = flatten(core)
         best, forced = optima(core)

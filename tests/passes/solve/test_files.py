@@ -77,7 +77,7 @@ def broken(path: list[Any], value: Any) -> dict[str, Any]:
         (["nodes", "usages", 1], [float("inf"), 25], "memory[1]"),
         (["nodes", "usages", 1], [2**63, 25], "nodes.usages[1]"),
         (["edges", "nodes", 0], [0, 9], "edges.nodes[0]"),
-        (["edges", "nodes", 0], [0, 0], "edges[0]"),
+        (["edges", "nodes", 2], [1, 1], "edges[2]"),
         (["edges", "nodes", 0], [0, 1, 2], "edges.nodes[0]"),
         (["edges", "costs", 0], [30], "edges.costs[0]"),
         (["usage_limit"], "50", "usage_limit"),
