@@ -16,12 +16,13 @@ import numpy as np
 from cost_model.compute import op_time_s
 from cost_model.mesh import LogicalMesh
 from passes.groups import Group, Place, Slot, Want
-from passes.ir import Literal
+from passes.ir import Literal, Sharding
 from passes.memory import Life
 from passes.program import Program
 from passes.reshard import Dims, Reshards, ReshardTable, combined_s
 from passes.solve import Edge, MemoryItem, Problem
 from passes.strategies import ARRIVING, Strategy, enumerate_strategies, same_choices
+from passes.tiling import stored_bytes
 
 FAMILY = {
     "contraction": "contraction", "elementwise": "elementwise", "reduction": "reduction", "movement": "copy",
@@ -60,6 +61,7 @@ class Pricer:
         # Layers repeat: equal questions about equal lists of strategies are answered once. The lists are kept alive
         # here, so that an id means one list.
         self._lists: dict[int, tuple[Strategy, ...]] = {}
+        self._stored: dict[object, np.ndarray] = {}
         self._cuts: dict[tuple[int, tuple[Slot, ...]], np.ndarray] = {}
         self._matrices: dict[object, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
 
@@ -267,24 +269,46 @@ class Pricer:
         reused = self.reused_outputs()
         for life in self.program.lives.kept:
             place = self.grouping.place(life.value)
-            if life.value in reused:
+            if life.value in reused or life.rewritten or (life.copy and self.chip.platform != "tpu"):
                 continue
             if place is None:
                 loose.append(life)
                 continue
-            size = self.graph.values[life.value].size_bytes
-            add(
-                place.group,
-                life.start,
-                life.end,
-                size / self.cuts(strategies[place.group], tuple(c if c >= 0 else None for c in place.dims)),
-            )
+            add(place.group, life.start, life.end, self.kept_bytes(life, strategies[place.group]))
         position = {v.op.id: i for i, v in enumerate(self.grouping.visits)}
         for g, options in strategies.items():
             group = self.grouping.groups[g]
             if any(s.shared is not None for s in options):
                 self.shared_memory(group, options, position, add)
+        for want in self.grouping.wants:
+            if want.role == "operand" and want.visit is not None:
+                at = position[want.visit.op.id]
+                add(want.consumer, at, at + 1, self.moved_bytes(want, strategies[want.consumer]))
         return items, loose
+
+    def kept_bytes(self, life: Life, options: tuple[Strategy, ...]) -> np.ndarray:
+        """Bytes that one device stores of a value, per strategy of its group."""
+        v, place = self.graph.values[life.value], self.grouping.place(life.value)
+        assert place is not None
+        itemsize = v.itemsize // 2 if life.narrow and self.chip.platform == "tpu" else v.itemsize
+        key = (self.known(options), place.dims, v.shape, itemsize)
+        if key not in self._stored:
+            forms = [self.form(life.value, s) for s in options]
+            sizes = {
+                f: stored_bytes(Sharding(f).local_shape(v.shape, self.sizes), itemsize, self.chip.platform)
+                for f in set(forms)
+            }
+            self._stored[key] = np.array([float(sizes[f]) for f in forms])
+        return self._stored[key]
+
+    def moved_bytes(self, want: Want, options: tuple[Strategy, ...]) -> np.ndarray:
+        """Room for an operand that is brought to where it is used: what it has there beyond the smallest part.
+
+        Whether it has to move depends on the other group too, which a memory item cannot see; counting it always is
+        safe, and nothing for operands that are cut over all devices.
+        """
+        size = self.graph.values[want.value].size_bytes
+        return size / self.cuts(options, want.slots) - size / self.mesh.num_devices
 
     def reused_outputs(self) -> set[int]:
         """Results that are written into a donated input's buffer."""
