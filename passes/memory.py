@@ -51,9 +51,11 @@ class Lives:
 
     kept: tuple[Life, ...]
     end: int
+    present: frozenset[int]
 
-    def values(self) -> set[int]:
-        return {life.value for life in self.kept}
+    def values(self) -> frozenset[int]:
+        """Values that take memory of their own."""
+        return self.present
 
 
 def lives(graph: Graph, grouping: Grouping) -> Lives:
@@ -102,7 +104,8 @@ class _Analysis:
                 self.share_carries(v.op)
             elif v.op.primitive.startswith("scatter") or v.op.primitive == "dynamic_update_slice":
                 self.share(v.op.inputs[0], v.op.outputs[0], self.position[v.op.id])
-        return Lives(tuple(self.intervals()), self.end)
+        found = tuple(self.intervals())
+        return Lives(found, self.end, frozenset(life.value for life in found))
 
     # ---- loops ----
     def enter_loop(self, op: Op) -> None:
