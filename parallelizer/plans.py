@@ -203,8 +203,10 @@ class Plan:
         return fragment(self)
 
     def __repr__(self) -> str:
+        from parallelizer.inspect.words import time_text
+
         axes = ", ".join(f"{a}={n}" for a, n in self.mesh.sizes.items())
-        step = f"{self.cost.step_s * 1e3:.3g} ms per step, gap {self.gap:.2%}"
+        step = f"{time_text(self.cost.step_s)} per step, gap {self.gap:.2%}"
         return f"<Plan of {self.function} on {self.topology}: mesh {axes}, {step}>"
 
     # ---- files ----
