@@ -5,6 +5,9 @@ or raises the bound. Memory enters through prices per row, added to the node cos
 
 All numbers are integers held in float64 (`flatten` scales the costs), shares are rounded down, and sums stay below
 2^53: the arithmetic is exact, so a bound is a proof and not an estimate.
+
+Whoever edits compiled functions: numba's cache looks at the file of the outermost function alone. After a change here,
+touch dual.py and branch.py too (or delete their __pycache__), or the old loop goes on running.
 """
 
 from __future__ import annotations

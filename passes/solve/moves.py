@@ -227,9 +227,23 @@ def _scatter(price: np.ndarray, state: np.ndarray, out: np.ndarray) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _follow(price: np.ndarray, other: np.ndarray, share: float) -> None:
-    for t in range(price.size):
-        price[t] += share * (other[t] - price[t])
+def _accept(
+    order: np.ndarray,
+    size: int,
+    new: np.ndarray,
+    moved: np.ndarray,
+    over: float,
+    gain: float,
+    choice: np.ndarray,
+    usage: np.ndarray,
+    status: np.ndarray,
+) -> None:
+    status[2] += 1
+    status[0] += gain
+    status[1] = over
+    usage[:] = moved
+    for i in range(size):
+        choice[order[i]] = new[order[i]]
 
 
 @njit(cache=True, nogil=True)
@@ -274,10 +288,8 @@ def improve(
     change = np.zeros(rows + 1)
     moved = np.zeros(rows)
     for move in range(moves):
-        kind = random(state)
-        span = np.log(largest + 1.0)
-        wanted = max(1, int(np.exp(random(state) * span)))
-        local = kind < 0.7
+        local = random(state) < 0.7
+        wanted = max(1, int(np.exp(random(state) * np.log(largest + 1.0))))
         count = candidates(f, state, min(nodes, wanted), local, stamp, move + 1, picked)
         size = grow_forest(f, picked, count, parent, inside, forest)
         ordered(f, forest, size, inside, seen, move + 1, order, up)
@@ -295,13 +307,9 @@ def improve(
                 if over < status[1] or gain <= 0:
                     if gain < 0 or over < status[1]:
                         status[3] += 1
-                        _follow(price, local_price, 0.1)
-                    status[2] += 1
-                    status[0] += gain
-                    status[1] = over
-                    usage[:] = moved
-                    for i in range(size):
-                        choice[order[i]] = new[order[i]]
+                        for t in range(rows):
+                            price[t] += 0.1 * (local_price[t] - price[t])
+                    _accept(order, size, new, moved, over, gain, choice, usage, status)
             if over == 0:
                 # It fits: cheaper memory may give a cheaper choice that still fits.
                 if raised > 0:
