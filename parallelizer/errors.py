@@ -285,8 +285,10 @@ class PlanMismatchError(ParallelizerError, ValueError):
         function_inputs: Mapping[str, str],
         plan_primitives: Mapping[str, int],
         function_primitives: Mapping[str, int],
+        versions: tuple[str, str] = ("", ""),
     ) -> Self:
-        """Inputs map pytree paths to "float32[8,16]", primitives map names to how often they occur in the graph."""
+        """Inputs map pytree paths to "float32[8,16]", primitives map names to how often they occur in the graph;
+        `versions` of JAX, then and now: another one may write the same function down differently."""
         here, there = "in the plan", "in the function"
         inputs = differences(plan_inputs, function_inputs, here, there)
         primitives = differences(plan_primitives, function_primitives, here, there)
@@ -294,6 +296,9 @@ class PlanMismatchError(ParallelizerError, ValueError):
         rows += rows_shown([f"input {row}" for row in inputs]) + rows_shown([f"operations {row}" for row in primitives])
         if not inputs and not primitives:
             rows += ("same inputs and same operations, connected differently or with other constants",)
+        then, now = versions
+        if then != now:
+            rows += (f"the plan was made with jax {then or 'unknown'}, this is jax {now}: its programs may differ",)
         return cls(
             "the plan was made for another function",
             "",

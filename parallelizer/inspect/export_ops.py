@@ -49,6 +49,11 @@ def _plain(x: Any) -> str:
     return value(x)
 
 
+def _joined(function: str, key: str) -> Spell:
+    """`function([operands], parameter)`."""
+    return lambda params, operands, equation: call(function, [f"[{', '.join(operands)}]", value(params[key])])
+
+
 def _float(name: str) -> Spell:
     """Functions that may carry an accuracy, which has no plain text."""
 
@@ -247,9 +252,9 @@ _FLOAT = ("sin", "cos", "tan", "tanh", "exp", "exp2", "log", "log1p", "expm1", "
 _SAME = (
     "abs", "sign", "floor", "ceil", "is_finite", "square", "erf", "erfc", "erf_inv", "lgamma", "digamma", "real",
     "imag", "conj", "complex", "population_count", "clz", "max", "min", "pow", "rem", "atan2", "nextafter", "select_n",
-    "clamp", "stop_gradient", "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh", "bessel_i0e", "bessel_i1e",
-    "igamma", "igammac", "zeta", "polygamma", "regularized_incomplete_beta", "shift_left", "shift_right_arithmetic",
-    "shift_right_logical",
+    "clamp", "stop_gradient", "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh", "bessel_i0e",
+    "bessel_i1e", "igamma", "igammac", "zeta", "polygamma", "regularized_incomplete_beta", "shift_left",
+    "shift_right_arithmetic", "shift_right_logical",
 )  # fmt: skip
 _CUMULATIVE = ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")
 _REDUCTIONS = ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "reduce_xor")
@@ -279,9 +284,10 @@ _SPELLINGS: Mapping[str, Spell] = {
     "slice": _with("lax.slice", "start_indices", "limit_indices", "strides"),
     "dynamic_slice": _dynamic_slice,
     "dynamic_update_slice": _dynamic_update_slice,
-    "concatenate": lambda params, operands, equation: call(
-        "lax.concatenate", [f"[{', '.join(operands)}]", value(params["dimension"])]
-    ),
+    "concatenate": _joined("lax.concatenate", "dimension"),
+    "stack": _joined("jnp.stack", "axis"),
+    "unstack": lambda params, operands, equation: call("jnp.unstack", [*operands, f"axis={value(params['axis'])}"]),
+    "tile": _with("jnp.tile", "reps"),
     "iota": _iota,
     "transpose": _with("lax.transpose", "permutation"),
     "squeeze": _with("lax.squeeze", "dimensions"),

@@ -125,14 +125,14 @@ class Printer:
         else:
             infix = name in INFIX and not all(compat.is_literal(a) for a in equation.invars)
             text = expression(equation, [self.operand(a, infix or name in ("neg", "not")) for a in equation.invars])
+            if len(equation.outvars) == 1 and (name in ("sort", "split", "unstack") or "primitives." in text[:11]):
+                text += "[0]" if equation.primitive.multiple_results else ""
             if len(equation.outvars) == 1 and equation.outvars[0] in held and len(text) < 80:
                 self.names[equation.outvars[0]] = text  # read once, by the constraint that follows
                 self.made_by[equation.outvars[0]] = equation
                 return
             if name == "sharding_constraint" and equation.invars[0] in self.renamed:
                 self.names[equation.outvars[0]] = self.names[equation.invars[0]]
-            if len(equation.outvars) == 1 and (name in ("sort", "split") or "primitives." in text[:11]):
-                text += "[0]" if equation.primitive.multiple_results else ""
             shapes = name not in ELEMENTWISE and name != "sharding_constraint"
             self.assign(equation.outvars, text, shape_note(equation) if shapes else "")
 

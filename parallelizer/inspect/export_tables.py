@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from parallelizer.inspect.export_text import WIDTH, broken
 from parallelizer.inspect.export_values import spec, value
 from parallelizer.plans import Array, Plan
 from parallelizer.tracer import Traced
@@ -58,11 +59,13 @@ def _pattern(paths: Sequence[str]) -> str:
 
 def table(name: str, arrays: Sequence[Array]) -> list[str]:
     """The table as source."""
-    rows = folded(arrays)
     lines = [f"{name} = ["]
-    for r in rows:
+    for r in folded(arrays):
         note = f"  # {r.count} of them" if r.count > 1 else ""
-        lines.append(f"    ({value(r.pattern)}, {r.shape}, {value(r.dtype)}, {r.spec}),{note}")
+        row = f"({value(r.pattern)}, {r.shape}, {value(r.dtype)}, {r.spec})"
+        rows = [row] if len(row) + len(note) < WIDTH - 5 else broken(row, WIDTH - 4)
+        lines += [f"    {line}" for line in rows]
+        lines[-1] += f",{note}"
     return [*lines, "]"]
 
 
