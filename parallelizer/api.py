@@ -19,6 +19,7 @@ from parallelizer.errors import (
     ParallelizerError,
     PlanMismatchError,
     ShapeMismatchError,
+    TooFewDevicesError,
 )  # fmt: skip
 from parallelizer.nnx_adapter import NnxAdapter, adapt
 from parallelizer.planning import make_plan, resolve_topology
@@ -89,6 +90,8 @@ def planned(
     else:
         machine = resolve_topology(topology)
         present = tuple(devices) if devices is not None else None
+        if present is not None and len(present) < machine.num_devices:
+            raise TooFewDevicesError.of(machine.num_devices, len(present), machine.platform)
     adapted = adapt(fn, args, kwargs)
     if adapted is not None:
         fn, args, kwargs = adapted.fn, adapted.args, adapted.kwargs
@@ -275,7 +278,8 @@ def bound(made: Plan, fn: Callable[..., Any], args: Sequence[Any], kwargs: Mappi
             primitives[v.op.primitive] = primitives.get(v.op.primitive, 0) + 1
         if given != planned and primitives == dict(made.primitives):
             raise ShapeMismatchError.of(planned, given)
-        raise PlanMismatchError.of(made.graph_hash, found, planned, given, made.primitives, primitives)
+        jax_versions = (made.versions.get("jax", ""), jax.__version__)
+        raise PlanMismatchError.of(made.graph_hash, found, planned, given, made.primitives, primitives, jax_versions)
     return replace(made, traced=traced, graph=graph, nnx=adapted is not None)
 
 

@@ -42,7 +42,7 @@ def read_pins(pins: Mapping[str, Any], graph: Graph) -> dict[int, tuple[str, Sha
 
 def _entries(pattern: str, spec: Any) -> tuple[Any, ...]:
     entries = tuple(spec) if not isinstance(spec, str) else (spec,)
-    axes = [a for e in entries if e is not None for a in ((e,) if isinstance(e, str) else tuple(e))]
+    axes = [a for e in entries if e is not None for a in (e if isinstance(e, tuple | list) else (e,))]
     if not all(isinstance(a, str) for a in axes):
         raise BadPinError.of(pattern, str(spec), "an entry is not an axis name, a tuple of them, or None")
     twice = sorted({a for a in axes if axes.count(a) > 1})
