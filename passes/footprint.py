@@ -49,8 +49,8 @@ class Usage:
 def footprint(priced: Priced, realized: Realized) -> Footprint:
     """Evaluate the plan's memory over time; sizes are what one device holds, as its compiler counts them."""
     end = priced.program.lives.end
-    arguments, slow, fast = spaces(tuple(usages_of(priced, realized)), end, fast_bytes(priced.mesh.topology.chip.name))
-    base = sum(u.size_bytes for u in arguments)
+    fixed, slow, fast = spaces(tuple(usages_of(priced, realized)), end, fast_bytes(priced.mesh.topology.chip.name))
+    base = sum(u.size_bytes for u in fixed)
     peak, at, usages = 0.0, 0, slow
     for space in (slow, fast):
         level, position = peak_bytes(((u.start, u.end, u.size_bytes) for u in space), end)
@@ -58,7 +58,7 @@ def footprint(priced: Priced, realized: Realized) -> Footprint:
             peak, at, usages = level, position, space
     kinds: dict[str, int] = {}
     heads: dict[str, int] = {}
-    for u in (*arguments, *(u for u in usages if u.start <= at < u.end)):
+    for u in (*fixed, *(u for u in usages if u.start <= at < u.end)):
         kinds[u.kind] = kinds.get(u.kind, 0) + u.size_bytes
         if u.kind == "arguments":
             head = "/".join(u.path.split("/")[:2])
@@ -67,11 +67,11 @@ def footprint(priced: Priced, realized: Realized) -> Footprint:
 
 
 def spaces(usages: tuple[Usage, ...], end: int, fast_memory_bytes: int) -> tuple[list[Usage], list[Usage], list[Usage]]:
-    """(arguments, what else lives in main memory, what lives in fast memory)."""
-    arguments = [u for u in usages if u.kind == "arguments"]
-    others = [u for u in usages if u.kind != "arguments" and not u.rewritten]
+    """(arguments and results, what else lives in main memory, what lives in fast memory)."""
+    fixed = [u for u in usages if u.kind in ("arguments", "results") and not u.rewritten]
+    others = [u for u in usages if u.kind not in ("arguments", "results") and not u.rewritten]
     # Read once from main memory and then kept where there is room.
-    fetched = [replace(u, start=0, end=u.last_read + 1, kind="copies") for u in arguments if u.last_read >= 0]
+    fetched = [replace(u, start=0, end=u.last_read + 1, kind="copies") for u in fixed if u.last_read >= 0]
     fits = in_fast_memory(
         [(u.start, u.end, u.size_bytes) for u in (*others, *fetched)], end, fast_memory_bytes, len(others)
     )
@@ -79,7 +79,7 @@ def spaces(usages: tuple[Usage, ...], end: int, fast_memory_bytes: int) -> tuple
     fast = [u for u, fit in zip(others, fits, strict=False) if fit]
     there = {u.value for u in fast}
     fast += [u for u, fit in zip(fetched, fits[len(others) :], strict=True) if fit]
-    return arguments, slow, fast + [u for u in usages if u.rewritten and u.value in there]
+    return fixed, slow, fast + [u for u in usages if u.rewritten and u.value in there]
 
 
 def _ranked(sizes: dict[str, int]) -> tuple[tuple[str, int], ...]:

@@ -201,10 +201,8 @@ class _Analysis:
             op = self.producer.get(value)
             start = self.position[op.id] if op is not None else self.end
             stop = max(start, self.last.get(value, -1)) + 1 if op is not None else self.last.get(value, -1) + 1
-            if value in self.outputs:
-                stop = self.end
-            if root in self.inputs:
-                start, stop = 0, self.end
+            if value in self.outputs or root in self.inputs:
+                start, stop = 0, self.end  # results have a place of their own from the beginning
             a, b = spans.get(root, (start, stop))
             spans[root] = (min(a, start), max(b, stop))
         for root in sorted(spans):

@@ -70,8 +70,9 @@ class _Backwards:
         region = op.regions[0]
         consts, carries = int(op.params["num_consts"]), int(op.params["num_carry"])
         self.read_by(region.outputs, [k >= carries and self.is_narrow(r) for k, r in enumerate(op.outputs)])
-        self.ops(region.ops)
         carried = range(consts, consts + carries)
+        self.wide.update(op.outputs[:carries], (region.inputs[k] for k in carried))
+        self.ops(region.ops)
         self.read_by(op.inputs, [k not in carried and self.is_narrow(b) for k, b in enumerate(region.inputs)])
 
 
