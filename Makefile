@@ -9,6 +9,9 @@ BIN := $(VENV)/bin
 PIP = $(BIN)/python -m pip --quiet --quiet --no-input --disable-pip-version-check
 INSTALL = $(PIP) install $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) -e
 
+# The solver's loops are compiled once per machine; here, so that the first plan does not wait for it.
+WARM = $(BIN)/python -c "from passes.solve import warm_up; warm_up()"
+
 .PHONY: demo test lint bench clean
 
 demo: $(VENV)/.demo-installed
@@ -36,9 +39,11 @@ $(BIN)/python:
 $(VENV)/.demo-installed: pyproject.toml | $(BIN)/python
 	@echo "Installing parallelizer for the demo into $(VENV)"
 	@$(INSTALL) .
+	@$(WARM)
 	@touch $@
 
 $(VENV)/.test-installed: pyproject.toml | $(BIN)/python
 	@echo "Installing parallelizer and its test tools into $(VENV) (a few minutes the first time)"
 	@$(INSTALL) ".[test]"
+	@$(WARM)
 	@touch $@ $(VENV)/.demo-installed

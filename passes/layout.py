@@ -24,7 +24,7 @@ from passes.meshes import possible_cuts
 from passes.price import Priced, Pricer, all_strategies, price
 from passes.program import Program, analyse
 from passes.realize import Realized, realize
-from passes.solve import Solution, evaluate, solve
+from passes.solve import Solution, evaluate, solve, warm_up
 from passes.strategies import Strategy, enumerate_moves, enumerate_strategies, enumerate_tied
 from passes.timeline import simulate_plan
 
@@ -88,6 +88,7 @@ def search_layout(
     `pins` fix the sharding of inputs by value id. Raises PinError when no mesh allows a pin, MemoryError_ when
     nothing fits.
     """
+    warm_up()  # before the clock starts
     found: list[Found] = []
     failures: list[LayoutError] = []
     deadline = time.monotonic() + time_limit_s
@@ -125,6 +126,8 @@ def search_on_mesh(
     for _ in range(4):
         left = max(1.0, time_limit_s - (time.monotonic() - start))
         priced, solution, bound = solved(program, mesh, limit, pins, left, seed)
+        if solution.status == "unknown":  # out of time before the first choice: a plan is worth waiting for
+            priced, solution, bound = solved(program, mesh, limit, pins, max(left, 60.0), seed)
         if solution.choice is None:
             break
         found = _found(priced, solution, bound, start)

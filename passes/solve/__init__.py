@@ -3,6 +3,7 @@
 from .door import Incumbent, Solution, solve
 from .files import problem_from_json, read_problem, write_problem
 from .problem import Edge, Evaluation, MemoryItem, Problem, ProblemError, evaluate
+from .warm import warm_up
 
 __all__ = [
     "Edge",
@@ -16,5 +17,6 @@ __all__ = [
     "problem_from_json",
     "read_problem",
     "solve",
+    "warm_up",
     "write_problem",
 ]
