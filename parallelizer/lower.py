@@ -240,20 +240,35 @@ class _Lowering:
         if v == source:
             return moved
         op = self.producer[v]
+        if op.primitive == "optimization_barrier":
+            return lax.optimization_barrier(self.again(self.behind(op, v), source, moved, scope))
         args = []
         for o in op.inputs:
             repeats = not isinstance(o, Literal) and self.depends(o, source)
             args.append(self.again(o, source, moved, scope) if repeats else scope.read(o))  # type: ignore[arg-type]
         return compat.bind(op.binding, args, f"pz{op.id}")[op.outputs.index(v)]
 
+    def behind(self, barrier: Op, v: int) -> int:
+        """The value that leaves a barrier as `v`; the others that pass it have nothing to do with `v`."""
+        operand = barrier.inputs[barrier.outputs.index(v)]
+        assert not isinstance(operand, Literal)
+        return operand
+
     def depends(self, v: int, source: int) -> bool:
         """Whether `v` is made from `source` within one scope (aliases are a few cheap operations away)."""
-        if v == source:
-            return True
-        op = self.producer.get(v)
-        if op is None or op.regions or v < source:  # ids grow in program order
-            return False
-        return any(self.depends(o, source) for o in op.inputs if not isinstance(o, Literal))
+        todo, seen = [v], {v}
+        while todo:
+            at = todo.pop()
+            if at == source:
+                return True
+            op = self.producer.get(at)
+            if op is None or op.regions or at < source:  # ids grow in program order
+                continue
+            barrier = op.primitive == "optimization_barrier"
+            from_ = {self.behind(op, at)} if barrier else {o for o in op.inputs if not isinstance(o, Literal)}
+            todo += from_ - seen  # every value once: paths can be exponentially many
+            seen |= from_
+        return False
 
     def fetch(self, v: int, target: Sharding, scope: Scope, shares: bool = True) -> Any:
         """Value `v` in the form `target`: as it is, its shared copy, or whichever of them is closer, resharded."""
