@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from passes.fast_memory import fast_bytes, in_fast_memory
 from passes.ir import Graph, Layout, Op, Sharding, Step, Use
-from passes.memory import peak_bytes
+from passes.memory import peak_bytes, reused_outputs
 from passes.narrow import multiplies_in_bfloat16
-from passes.price import Priced, Pricer
+from passes.price import Priced
 from passes.realize import Realized
 from passes.tiling import stored_bytes
 
@@ -89,11 +89,10 @@ def _ranked(sizes: dict[str, int]) -> tuple[tuple[str, int], ...]:
 def usages_of(priced: Priced, realized: Realized) -> Iterator[Usage]:
     """Everything that one device keeps, and when."""
     graph, program = priced.program.graph, priced.program
-    pricer = Pricer(program, priced.mesh)
     position = {v.op.id: i for i, v in enumerate(program.grouping.visits)}
     inputs = {v: graph.input_paths[i] for i, v in enumerate(graph.inputs)} if graph.input_paths else {}
     tpu = priced.mesh.topology.chip.platform == "tpu"
-    reused = pricer.reused_outputs()
+    reused = reused_outputs(graph)
     outputs = {o for o in graph.outputs if isinstance(o, int)}
     for life in program.lives.kept:
         if life.value in reused:

@@ -253,6 +253,12 @@ def _selects(op: Op) -> bool:
     return bool(numbers.operand_batching_dims) and not numbers.update_window_dims
 
 
+def reused_outputs(graph: Graph) -> set[int]:
+    """Results that are written into a donated input's buffer."""
+    donated = {position for position, source in graph.carried.items() if source in graph.donated}
+    return {o for i, o in enumerate(graph.outputs) if i in donated and not isinstance(o, Literal)}
+
+
 def peak_bytes(usages: Iterable[tuple[int, int, float]], end: int) -> tuple[float, int]:
     """(largest sum of overlapping intervals, position where it occurs) of (start, end, bytes) triples."""
     steps: dict[int, float] = {}

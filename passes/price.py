@@ -16,8 +16,8 @@ import numpy as np
 from cost_model.compute import op_time_s
 from cost_model.mesh import LogicalMesh
 from passes.groups import Group, Place, Slot, Want
-from passes.ir import Literal, Sharding
-from passes.memory import Life
+from passes.ir import Sharding
+from passes.memory import Life, reused_outputs
 from passes.program import Program
 from passes.reshard import Dims, Reshards, ReshardTable, combined_s
 from passes.solve import Edge, MemoryItem, Problem
@@ -266,7 +266,7 @@ class Pricer:
             key = (group, start, end)
             items[key] = items[key] + usage if key in items else usage
 
-        reused = self.reused_outputs()
+        reused = reused_outputs(self.graph)
         for life in self.program.lives.kept:
             place = self.grouping.place(life.value)
             if life.value in reused or life.rewritten or (life.copy and self.chip.platform != "tpu"):
@@ -309,15 +309,6 @@ class Pricer:
         """
         size = self.graph.values[want.value].size_bytes
         return size / self.cuts(options, want.slots) - size / self.mesh.num_devices
-
-    def reused_outputs(self) -> set[int]:
-        """Results that are written into a donated input's buffer."""
-        out = set()
-        for position, source in self.graph.carried.items():
-            o = self.graph.outputs[position]
-            if source in self.graph.donated and not isinstance(o, Literal):
-                out.add(o)
-        return out
 
     def shared_memory(
         self,
