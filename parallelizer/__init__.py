@@ -14,12 +14,29 @@ if TYPE_CHECKING:
 
 # Loaded at first use, so that `parallelizer doctor` starts where JAX does not.
 _WHERE = {
-    "plan": "parallelizer.api", "parallelize": "parallelizer.api", "init": "parallelizer.api", "abstract_state": "parallelizer.api",
-    "shard": "parallelizer.api", "load_plan": "parallelizer.store", "Plan": "parallelizer.plans", "Topology": "cost_model.topology",
     "ParallelizerError": "parallelizer.errors",
-}  # fmt: skip
+    "Plan": "parallelizer.plans",
+    "Topology": "cost_model.topology",
+    "abstract_state": "parallelizer.api",
+    "init": "parallelizer.api",
+    "load_plan": "parallelizer.store",
+    "parallelize": "parallelizer.api",
+    "plan": "parallelizer.api",
+    "shard": "parallelizer.api",
+}
 
-__all__ = ["ParallelizerError", "Plan", "Topology", "abstract_state", "init", "load_plan", "parallelize", "plan", "register_rule", "shard"]
+__all__ = [
+    "ParallelizerError",
+    "Plan",
+    "Topology",
+    "abstract_state",
+    "init",
+    "load_plan",
+    "parallelize",
+    "plan",
+    "register_rule",
+    "shard",
+]
 
 
 def __getattr__(name: str) -> Any:

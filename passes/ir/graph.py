@@ -99,7 +99,7 @@ class Graph:
 
     `input_paths[i]` / `output_paths[i]` name the pytree leaf ("state/params/w"), `donated` holds positions of inputs
     whose buffer the outputs may reuse, `carried` maps an output position to the input position that it replaces in the
-    next step (training state leaves with the sharding it came with). `constants` are arrays that the function closed over.
+    next step (training state leaves with the sharding it came with). `constants` are arrays closed over.
     """
 
     values: Mapping[int, Value]

@@ -22,7 +22,9 @@ def test_nothing_is_left_to_compile():
     for room in (1.4, 2.0):
         problem = Problem(
             tuple(random.random(5) for _ in range(9)),
-            tuple(Edge(u, v, random.random((5, 5))) for u in range(9) for v in range(u + 1, 9) if random.random() < 0.6),
+            tuple(
+                Edge(u, v, random.random((5, 5))) for u in range(9) for v in range(u + 1, 9) if random.random() < 0.6
+            ),
             tuple(MemoryItem(i, i, i + 3, random.random(5)) for i in range(9)),
             room,
         )
