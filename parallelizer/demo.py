@@ -82,10 +82,13 @@ class DemoResult:
         }
 
 
-def run(devices: int = 8, steps: int = 40, html: str = "plan.html", quiet: bool = False) -> DemoResult:
+def run(
+    devices: int = 8, steps: int = 40, html: str = "plan.html", quiet: bool = False, model: str = MODEL, **sizes: Any
+) -> DemoResult:
     """Train for `steps` steps on `devices` virtual CPU devices and write the plan's page to `html`.
 
-    The process must see that many CPU devices (the command line sees to it). Raises TooFewDevicesError otherwise, and
+    `model` is a byte-level model of the zoo, `sizes` its options. The process must see that many CPU devices (the command
+    line sees to it). Raises TooFewDevicesError otherwise, and
     ValueError for less than two steps.
     """
     if steps < 2:
@@ -93,27 +96,27 @@ def run(devices: int = 8, steps: int = 40, html: str = "plan.html", quiet: bool 
     cpus = jax.devices("cpu")
     if len(cpus) < devices:
         raise TooFewDevicesError.of(devices, len(cpus), "cpu")
-    model = zoo.model(MODEL, batch=_batch(devices))
+    gpt = zoo.model(model, batch=_batch(devices), **sizes)
     text, _ = data.split(data.corpus())
-    batches = [data.batch_at(text, model.batch, model.sequence, index=i) for i in range(steps)]
+    batches = [data.batch_at(text, gpt.batch, gpt.sequence, index=i) for i in range(steps)]
     console = Console(stderr=True, quiet=quiet)
-    console.print(f"{MODEL}: {model.num_parameters:,} parameters, {model.batch} x {model.sequence} bytes per step")
+    console.print(f"{gpt.name}: {gpt.num_parameters:,} parameters, {gpt.batch} x {gpt.sequence} bytes per step")
 
-    train_step = pz.parallelize(model.step, devices=cpus[:devices], donate_argnums=(0,))
+    train_step = pz.parallelize(gpt.step, devices=cpus[:devices], donate_argnums=(0,))
     with console.status(f"planning for {devices} devices"):
         start = time.perf_counter()
-        plan = pz.plan(train_step, model.state_shapes(), model.batch_shapes(), devices=cpus[:devices])
+        plan = pz.plan(train_step, gpt.state_shapes(), gpt.batch_shapes(), devices=cpus[:devices])
         plan_s = time.perf_counter() - start
     console.print(f"{plan!r}, found in {plan_s:.1f} s")
 
-    state = pz.init(plan, model.init, jax.random.key(0))
+    state = pz.init(plan, gpt.init, jax.random.key(0))
     losses, times = _train(console, f"{devices} devices", plan.apply(), state, batches)
-    single = jax.jit(model.step, donate_argnums=(0,), device=cpus[0])
-    alone, single_times = _train(console, "1 device, plain jax.jit", single, model.init(jax.random.key(0)), batches)
+    single = jax.jit(gpt.step, donate_argnums=(0,))
+    alone, single_times = _train(console, "1 device, plain jax.jit", single, gpt.init(jax.random.key(0)), batches)
 
     with console.status("comparing the plan with what XLA compiled"):
         audit = plan.audit()
-        tpu_audit, notes = _tpu_audit(model, devices)
+        tpu_audit, notes = _tpu_audit(gpt, devices)
     plan.to_html(html)
     return DemoResult(
         plan=plan,
