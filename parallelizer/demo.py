@@ -87,9 +87,8 @@ def run(
 ) -> DemoResult:
     """Train for `steps` steps on `devices` virtual CPU devices and write the plan's page to `html`.
 
-    `model` is a byte-level model of the zoo, `sizes` its options. The process must see that many CPU devices (the command
-    line sees to it). Raises TooFewDevicesError otherwise, and
-    ValueError for less than two steps.
+    `model` is a byte-level model of the zoo, `sizes` its options. The process must see that many CPU devices (the
+    command line sees to it). Raises TooFewDevicesError otherwise, and ValueError for less than two steps.
     """
     if steps < 2:
         raise ValueError(f"the demo needs at least 2 steps to show a falling loss, got {steps}")
