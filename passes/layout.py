@@ -150,6 +150,8 @@ def _found(priced: Priced, solution: Solution, bound: float, start: float) -> Fo
 
 # How far above the least peak of the memory model leanest layouts are looked for: right at it, nothing else counts.
 _ABOVE_LEAST = (1.0, 1.02, 1.05, 1.1, 1.2, 1.4)
+# Where the least peak is not known in time: shares of the peak of the cheapest layout.
+_BELOW_FREE = (1.0, 0.8, 0.6, 0.45, 0.3)
 
 
 def _leanest(priced: Priced, solution: Solution, time_limit_s: float, seed: int, start: float) -> Found:
@@ -159,11 +161,14 @@ def _leanest(priced: Priced, solution: Solution, time_limit_s: float, seed: int,
     if least is None:
         # A limit that nothing can meet makes the solver say what the least is.
         least = solve(replace(problem, memory_limit=1.0), time_limit_s=time_limit_s / 3, seed=seed).least_over
-    assert least is not None
-    peak = evaluate(problem, least).peak_bytes
     free = solve(replace(problem, memory_limit=None), time_limit_s=time_limit_s / 3, seed=seed)
+    if free.choice is None:
+        raise LayoutError(f"no layout was found on {priced.mesh.sizes} in the time that was left")
+    factors = _ABOVE_LEAST if least is not None else _BELOW_FREE
+    least = least if least is not None else free.choice
+    peak = evaluate(problem, least).peak_bytes
     best: Found | None = None
-    for factor in _ABOVE_LEAST:
+    for factor in factors:
         limited = replace(problem, memory_limit=peak * factor)
         lean = solve(limited, time_limit_s=max(1.0, time_limit_s / 10), seed=seed, warm_start=least)
         if lean.choice is None:
