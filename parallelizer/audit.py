@@ -176,11 +176,12 @@ def _planned(plan: Plan, topology: Topology, notes: list[str]) -> Iterator[Part]
     ops = _ops(plan.graph)
     widened = 0
     for c in plan.collectives:
+        half = c.op in ops and _is_half(ops[c.op], plan.graph)
         factor = 1
-        if topology.platform == "cpu" and c.op in ops and _is_half(ops[c.op], plan.graph):
-            factor, widened = 2, widened + c.total_bytes
+        if topology.platform == "cpu" and half:
+            factor, half, widened = 2, False, widened + c.total_bytes
         axes = tuple(a for a in order if a in c.axes and plan.mesh.sizes[a] > 1)
-        yield Part(c.kind, axes, c.op, factor * c.total_bytes, factor * c.size_bytes, c.count, planned=c)
+        yield Part(c.kind, axes, c.op, factor * c.total_bytes, factor * c.size_bytes, c.count, narrow=half, planned=c)
     if widened:
         notes.append(
             f"the CPU compiler communicates 16-bit numbers as float32: {bytes_text(widened)} of the plan count twice"

@@ -75,6 +75,10 @@ def match(predicted: Sequence[Part], real: Sequence[Part]) -> Matching:
 
 
 def _is_same(planned: Part, compiled: Part) -> bool:
+    return _is_alike(planned, compiled) and planned.narrow == compiled.narrow
+
+
+def _is_alike(planned: Part, compiled: Part) -> bool:
     alike = planned.kind == compiled.kind and planned.axes == compiled.axes
     return alike and planned.total_bytes == compiled.total_bytes
 
@@ -82,7 +86,7 @@ def _is_same(planned: Part, compiled: Part) -> bool:
 def _is_narrowed(planned: Part, compiled: Part) -> bool:
     """TPU compilers gather what only low-precision products read as 16-bit numbers."""
     alike = planned.kind == compiled.kind and planned.axes == compiled.axes
-    return alike and compiled.narrow and planned.total_bytes == 2 * compiled.total_bytes
+    return alike and compiled.narrow > planned.narrow and planned.total_bytes == 2 * compiled.total_bytes
 
 
 def _is_respelled(planned: Part, compiled: Part) -> bool:
@@ -97,6 +101,7 @@ def _is_respelled(planned: Part, compiled: Part) -> bool:
 _TWINS: Mapping[str, Callable[[Part, Part], bool]] = {
     "same": _is_same,
     "narrowed": _is_narrowed,
+    "alike": _is_alike,
     "respelled": _is_respelled,
 }
 
