@@ -58,6 +58,11 @@ def _plan_command(options: argparse.Namespace) -> Outcome:
     if options.html:
         plan.to_html(options.html)
         written.append(options.html)
+    if options.dump_problem and plan.live is not None:
+        from passes.solve import write_problem
+
+        write_problem(plan.live.priced.problem, options.dump_problem, options.target)
+        written.append(options.dump_problem)
     text = "\n".join([plan.summary(), *(f"wrote {path}" for path in written)])
     return Outcome(text, {"plan": plan.to_dict(), "written": written})
 
@@ -184,6 +189,10 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--save", metavar="FILE", help="write the plan as JSON")
     plan.add_argument("--code", metavar="FILE", help="write plain JAX code with the plan's shardings")
     plan.add_argument("--html", metavar="FILE", help="write the plan's page")
+
+    plan.add_argument(
+        "--dump-problem", metavar="FILE", help="write the assignment problem that was solved (.json or .gz)"
+    )
 
     explain = command("explain", _explain_command, "why an array is cut as it is, and what was next best")
     explain.add_argument("plan", metavar="PLAN.json")
