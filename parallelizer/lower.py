@@ -214,7 +214,8 @@ class _Lowering:
 
     def operand(self, v: int, target: Sharding, use: Use | None, scope: Scope) -> Any:
         """An operand in the form `target`, moved as the plan says; what repeats a moved array is made anew from it."""
-        if use is None or not compat.is_plain_dtype(scope.values[v]):
+        outside = use is not None and use.source not in scope.values  # a loop constant that repeats an outer value
+        if use is None or outside or not compat.is_plain_dtype(scope.values[v]):
             return self.fetch(v, target, scope)
         if use.copy not in scope.served:
             scope.served[use.copy] = self.serve(use, scope)

@@ -13,6 +13,7 @@ import pytest
 
 import parallelizer as pz
 from cost_model.topology import parse_topology
+from parallelizer import zoo
 from parallelizer.audit import Audit, compare
 from parallelizer.compiled import CompiledCollective, CompiledMemory
 from parallelizer.errors import AheadOfTimeError
@@ -175,3 +176,12 @@ def test_a_topology_without_its_compiler_says_so(plan: Plan, monkeypatch: pytest
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "libtpu" else real(name, *a))
     with pytest.raises(AheadOfTimeError, match="libtpu"):
         plan.audit("v5e:2x2")
+
+
+@pytest.mark.parametrize("options", [{"scan": True}, {"remat": "full"}], ids=["mask read in a loop", "barriers"])
+def test_bert_compiles_as_planned(options: dict[str, Any]) -> None:
+    """Its mask is repeated over heads outside the loop and cut inside; its barriers pass many values at once."""
+    model = zoo.model("bert", **options)
+    shapes = model.state_shapes(), model.batch_shapes(batch=8)
+    audit = pz.plan(model.step, *shapes, topology="cpu:8", mesh={"x": 2, "y": 4}, donate_argnums=0).audit()
+    assert audit.ok and not audit.mismatches and audit.compiled_bytes > 1e5, str(audit)
