@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import pickle
 import subprocess
 import sys
@@ -114,6 +115,7 @@ def ran(plans: dict[str, tuple[Plan, Any, Any]], tmp_path_factory: pytest.TempPa
         capture_output=True,
         text=True,
         cwd=folder,
+        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"},
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
