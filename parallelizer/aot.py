@@ -170,7 +170,9 @@ def _tpu(topology: Topology) -> list[Any]:
     # On a TPU host its own environment must stay; elsewhere libtpu has to be told that there is no such host.
     if jax.default_backend() != "tpu":
         for name, value in {**TPU_WITHOUT_HARDWARE, **_TPU_QUIET}.items():
-            os.environ.setdefault(name, value)
+            # Importing JAX beside libtpu asks a metadata server; without one it leaves a warning as the value.
+            if os.environ.get(name, "WARNING").startswith("WARNING"):
+                os.environ[name] = value
     chip = topology.chip.name
     sizes = [d.size for d in topology.dims if d.kind == "torus"]
     options: dict[str, Any] = {"topology_name": f"{_TPU_NAMES.get(chip, chip)}:{'x'.join(map(str, sizes))}"}

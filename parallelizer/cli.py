@@ -107,6 +107,8 @@ def _plan(options: argparse.Namespace) -> Any:
 
     if (match := re.fullmatch(r"cpu:(\d+)", options.topology)) is not None:
         _use_cpu_devices(int(match.group(1)))
+    else:  # planning and compiling ahead of time need no devices: do not wake up those that are there
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
     target: Target = resolve(options.target, options.shapes, options.batch, options.sequence)
     return pz.plan(
         target.function,
