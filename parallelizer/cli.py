@@ -123,8 +123,10 @@ def _plan(options: argparse.Namespace) -> Any:
 
 
 def _use_cpu_devices(count: int) -> None:
-    """Make this process see `count` CPU devices, as long as JAX has not looked at its devices yet."""
+    """Make this process see at least `count` CPU devices, as long as JAX has not looked at its devices yet."""
     flag = "--xla_force_host_platform_device_count"
+    asked = [int(n) for n in re.findall(rf"{flag}=(\d+)", os.environ.get("XLA_FLAGS", ""))]
+    count = max([count, *asked])
     others = re.sub(rf"{flag}=\d+", "", os.environ.get("XLA_FLAGS", "")).strip()
     os.environ["XLA_FLAGS"] = f"{others} {flag}={count}".strip()
     os.environ["JAX_PLATFORMS"] = "cpu"

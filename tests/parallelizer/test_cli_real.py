@@ -14,7 +14,6 @@ pytestmark = pytest.mark.smoke
 @pytest.fixture
 def plan_file(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
     files = ["--save", "plan.json", "--code", "step.py", "--html", "plan.html", "--dump-problem", "problem.json.gz"]
     code = main(["plan", "mlp", "--topology", "cpu:4", "--batch", "256", "--mesh", "x=4", *files, "--json"])
     answer = json.loads(capsys.readouterr().out)
@@ -40,7 +39,6 @@ def test_the_dumped_problem_has_the_plans_price(plan_file):
     assert evaluate(problem, solution.choice).feasible
 
 
-def test_audit_says_whether_the_program_is_as_planned(monkeypatch, capsys):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+def test_audit_says_whether_the_program_is_as_planned(capsys):
     assert main(["audit", "mlp", "--topology", "cpu:4", "--batch", "256", "--mesh", "x=4"]) == 0
     assert "all_reduce" in capsys.readouterr().out
