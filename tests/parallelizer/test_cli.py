@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -210,10 +211,12 @@ def test_a_missing_optional_package_names_the_install_command(monkeypatch: pytes
         targets.resolve("gpt-toy")
 
 
-def test_cpu_topologies_get_their_devices_in_a_process_of_their_own() -> None:
+@pytest.mark.parametrize(("before", "count"), [("", "5"), ("--xla_force_host_platform_device_count=8", "8")])
+def test_cpu_topologies_get_at_least_their_devices_in_a_process_of_their_own(before: str, count: str) -> None:
     code = "from parallelizer import cli; cli._use_cpu_devices(5); import jax; print(len(jax.devices()))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "5"
+    env = {**os.environ, "XLA_FLAGS": before}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
+    assert done.stdout.strip() == count
 
 
 @pytest.mark.smoke
