@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from passes.rules.notation import DimFactors, Rule, rule_of
 from passes.rules.registry import View, rule
 
@@ -94,12 +96,5 @@ def _scatter(view: View, reduces: bool) -> Rule:
         indexed = {"v"}
     return rule_of(
         (tuple(op_dims), tuple(idx_dims), tuple(upd_dims)), (tuple(op_dims),), sizes,
-        reduced=reduced, fixed=fixed, indexed=indexed, flop=float(_elements(updates)), kind="indexing",
+        reduced=reduced, fixed=fixed, indexed=indexed, flop=float(math.prod(updates)), kind="indexing",
     )  # fmt: skip
-
-
-def _elements(shape: tuple[int, ...]) -> int:
-    n = 1
-    for x in shape:
-        n *= x
-    return n

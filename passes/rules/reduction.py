@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from passes.rules.notation import Rule, letters, rule_of
 from passes.rules.registry import View, rule
 
@@ -19,9 +21,6 @@ def reduce(view: View) -> Rule:
     axes = set(view.params["axes"])
     combine = _COMBINE[view.primitive]
     names = letters(len(shape))
-    elements = 1
-    for n in shape:
-        elements *= n
     gone = {names[d] for d in axes}
     return rule_of(
         (tuple((n,) for n in names),),
@@ -29,7 +28,7 @@ def reduce(view: View) -> Rule:
         dict(zip(names, shape, strict=True)),
         reduced={n: combine for n in gone} if combine in _FINISHABLE else {},
         fixed=gone if combine not in _FINISHABLE else frozenset(),
-        flop=float(elements),
+        flop=float(math.prod(shape)),
         kind="reduction",
     )
 
@@ -45,7 +44,7 @@ def arg(view: View) -> Rule:
         (tuple((names[d],) for d in range(len(shape)) if d not in axes),),
         dict(zip(names, shape, strict=True)),
         fixed={names[d] for d in axes},
-        flop=float(_elements(shape)),
+        flop=float(math.prod(shape)),
         kind="reduction",
     )
 
@@ -63,10 +62,3 @@ def sort(view: View) -> Rule:
 @rule("top_k")
 def top_k(view: View) -> Rule:
     return view.along({len(view.results[0]) - 1})
-
-
-def _elements(shape: tuple[int, ...]) -> int:
-    n = 1
-    for d in shape:
-        n *= d
-    return n

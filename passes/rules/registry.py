@@ -7,6 +7,7 @@ def _(view):
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,10 +31,7 @@ class View:
 
     @property
     def result_elements(self) -> int:
-        n = 1
-        for d in self.results[0]:
-            n *= d
-        return n
+        return math.prod(self.results[0])
 
     def opaque(self) -> Rule:
         """Everything whole: what is used for a primitive without a rule."""
