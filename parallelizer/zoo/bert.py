@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 
 from parallelizer.zoo import layers as nn
-from parallelizer.zoo.model import ZooModel, check_choice, check_divides, check_positive, split_options
+from parallelizer.zoo.model import ZooModel, check_choice, check_divides, check_positive
 from parallelizer.zoo.tokens import random_tokens, token_shapes
-from parallelizer.zoo.training import TrainingConfig, make_init, make_step
+from parallelizer.zoo.training import make_model
 
 Params = dict[str, Any]
 LOSSES = ("mse", "tokens")
@@ -154,17 +154,12 @@ def _example_batch(config: BertConfig, key: jax.Array, batch: int, sequence: int
 
 def build(name: str, options: Mapping[str, Any]) -> ZooModel:
     """The stack with these fields of `BertConfig` and `TrainingConfig`, and `batch`."""
-    sizes, training_options = split_options(name, options, BertConfig, TrainingConfig)
-    config, training = BertConfig(**sizes), TrainingConfig(**training_options)
-    return ZooModel(
-        name=name,
-        config=config,
-        step=make_step(partial(loss, config), training),
-        init=make_init(partial(init_params, config), training, random=False),
-        batch=options["batch"],
-        sequence=config.sequence,
-        flop_per_token=config.flop_per_token,
-        make_batch_shapes=partial(_batch_shapes, config),
-        make_example_batch=partial(_example_batch, config),
-        params_of=lambda state: state["params"],
+    return make_model(
+        name,
+        options,
+        BertConfig,
+        init_params=init_params,
+        loss=loss,
+        batch_shapes=lambda config: partial(_batch_shapes, config),
+        example_batch=lambda config: partial(_example_batch, config),
     )

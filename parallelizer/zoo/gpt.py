@@ -23,10 +23,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from parallelizer.zoo import decoder
 from parallelizer.zoo import layers as nn
-from parallelizer.zoo.model import ZooModel, check_choice, check_divides, check_positive, check_rate, split_options
-from parallelizer.zoo.tokens import random_tokens, token_shapes
-from parallelizer.zoo.training import TrainingConfig, make_init, make_step
+from parallelizer.zoo.decoder import build_decoder, next_token_loss
+from parallelizer.zoo.model import ZooModel, check_choice, check_divides, check_positive, check_rate
 
 Params = dict[str, Any]
 
@@ -68,7 +68,7 @@ class GptConfig:
 
     @property
     def padded_vocab(self) -> int:
-        return -(-self.vocab // self.vocab_multiple) * self.vocab_multiple
+        return decoder.padded_vocab(self)
 
     @property
     def flop_per_token(self) -> int:
@@ -80,15 +80,13 @@ class GptConfig:
 def init_params(config: GptConfig, key: jax.Array) -> Params:
     """Fresh parameters: normal with deviation 0.02, projections onto the residual divided by sqrt(2 layers)."""
     tokens, positions, layers, head = jax.random.split(key, 4)
-    params = {
-        "token_embedding": {"embedding": nn.normal(tokens, (config.padded_vocab, config.embed), 0.02)},
+    return {
+        "token_embedding": decoder.init_table(config, tokens),
         "position_embedding": {"embedding": nn.normal(positions, (config.sequence, config.embed), 0.02)},
         **nn.init_layers(partial(_init_block, config), layers, config.layers, config.scan),
         "final_norm": nn.init_layer_norm(config.embed),
+        **decoder.init_head(config, head),
     }
-    if not config.tied:
-        params["head"] = nn.init_dense(head, (config.embed, config.padded_vocab))
-    return params
 
 
 def _init_block(config: GptConfig, key: jax.Array) -> Params:
@@ -132,30 +130,12 @@ def apply(config: GptConfig, params: Params, tokens: jax.Array, key: jax.Array |
     x = nn.apply_layers(
         partial(_block, config), params, x, layers_key, layers=config.layers, scan=config.scan, remat=config.remat
     )
-    x = nn.layer_norm(params["final_norm"], x)
-    if config.tied:
-        return jnp.einsum("bse,ve->bsv", x, table.astype(x.dtype))
-    return nn.dense(params["head"], x, "bse,ev->bsv")
+    return decoder.logits(config, params, nn.layer_norm(params["final_norm"], x))
 
 
-def loss(config: GptConfig, params: Params, batch: Mapping[str, jax.Array], key: jax.Array | None) -> jax.Array:
-    """Mean cross-entropy of `batch["targets"]`, which are `batch["tokens"]` one position on, both [b, s]."""
-    return nn.cross_entropy(apply(config, params, batch["tokens"], key), batch["targets"])
+loss = partial(next_token_loss, apply)
 
 
 def build(name: str, options: Mapping[str, Any]) -> ZooModel:
     """The GPT with these fields of `GptConfig` and `TrainingConfig`, and `batch`."""
-    sizes, training_options = split_options(name, options, GptConfig, TrainingConfig)
-    config, training = GptConfig(**sizes), TrainingConfig(**training_options)
-    return ZooModel(
-        name=name,
-        config=config,
-        step=make_step(partial(loss, config), training),
-        init=make_init(partial(init_params, config), training, random=config.dropout > 0),
-        batch=options["batch"],
-        sequence=config.sequence,
-        flop_per_token=config.flop_per_token,
-        make_batch_shapes=token_shapes,
-        make_example_batch=partial(random_tokens, config.vocab),
-        params_of=lambda state: state["params"],
-    )
+    return build_decoder(name, options, GptConfig, init_params, loss)

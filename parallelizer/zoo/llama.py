@@ -23,10 +23,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from parallelizer.zoo import decoder
 from parallelizer.zoo import layers as nn
-from parallelizer.zoo.model import ZooModel, check_choice, check_divides, check_positive, check_rate, split_options
-from parallelizer.zoo.tokens import random_tokens, token_shapes
-from parallelizer.zoo.training import TrainingConfig, make_init, make_step
+from parallelizer.zoo.decoder import build_decoder, next_token_loss
+from parallelizer.zoo.model import ZooModel, check_choice, check_divides, check_positive, check_rate
 
 Params = dict[str, Any]
 
@@ -70,7 +70,7 @@ class LlamaConfig:
 
     @property
     def padded_vocab(self) -> int:
-        return -(-self.vocab // self.vocab_multiple) * self.vocab_multiple
+        return decoder.padded_vocab(self)
 
     @property
     def flop_per_token(self) -> int:
@@ -83,17 +83,15 @@ class LlamaConfig:
 def init_params(config: LlamaConfig, key: jax.Array) -> Params:
     """Fresh parameters: normal with deviation 0.02, projections onto the residual divided by sqrt(2 layers)."""
     tokens, layers, head = jax.random.split(key, 3)
-    params = {
-        "token_embedding": {"embedding": nn.normal(tokens, (config.padded_vocab, config.embed), 0.02)},
+    return {
+        "token_embedding": decoder.init_table(config, tokens),
         **nn.init_layers(partial(_init_block, config), layers, config.layers, config.scan),
-        "final_norm": _init_norm(config.embed),
+        "final_norm": init_norm(config.embed),
+        **decoder.init_head(config, head),
     }
-    if not config.tied:
-        params["head"] = nn.init_dense(head, (config.embed, config.padded_vocab))
-    return params
 
 
-def _init_norm(embed: int) -> Params:
+def init_norm(embed: int) -> Params:
     return {"scale": jnp.ones(embed, jnp.float32)}
 
 
@@ -105,7 +103,7 @@ def _init_block(config: LlamaConfig, key: jax.Array) -> Params:
         return nn.init_projection(k, config.embed, heads, config.head_dim, config.projection, bias=False)
 
     return {
-        "attention_norm": _init_norm(config.embed),
+        "attention_norm": init_norm(config.embed),
         "attention": {
             "query": to_heads(query, config.heads),
             "key": to_heads(key_, config.kv_heads),
@@ -114,7 +112,7 @@ def _init_block(config: LlamaConfig, key: jax.Array) -> Params:
                 out, config.embed, config.heads, config.head_dim, config.projection, residual_std, bias=False
             ),
         },
-        "mlp_norm": _init_norm(config.embed),
+        "mlp_norm": init_norm(config.embed),
         "mlp": {
             "gate": nn.init_dense(gate, (config.embed, config.mlp)),
             "up": nn.init_dense(up, (config.embed, config.mlp)),
@@ -176,30 +174,12 @@ def apply(config: LlamaConfig, params: Params, tokens: jax.Array, key: jax.Array
     angles = rotary_angles(tokens.shape[1], config.head_dim, config.rope_base)
     block = partial(_block, config, angles)
     x = nn.apply_layers(block, params, x, key, layers=config.layers, scan=config.scan, remat=config.remat)
-    x = rms_norm(params["final_norm"], x, config.norm_eps)
-    if config.tied:
-        return jnp.einsum("bse,ve->bsv", x, table.astype(x.dtype))
-    return nn.dense(params["head"], x, "bse,ev->bsv")
+    return decoder.logits(config, params, rms_norm(params["final_norm"], x, config.norm_eps))
 
 
-def loss(config: LlamaConfig, params: Params, batch: Mapping[str, jax.Array], key: jax.Array | None) -> jax.Array:
-    """Mean cross-entropy of `batch["targets"]`, which are `batch["tokens"]` one position on, both [b, s]."""
-    return nn.cross_entropy(apply(config, params, batch["tokens"], key), batch["targets"])
+loss = partial(next_token_loss, apply)
 
 
 def build(name: str, options: Mapping[str, Any]) -> ZooModel:
     """The Llama with these fields of `LlamaConfig` and `TrainingConfig`, and `batch`."""
-    sizes, training_options = split_options(name, options, LlamaConfig, TrainingConfig)
-    config, training = LlamaConfig(**sizes), TrainingConfig(**training_options)
-    return ZooModel(
-        name=name,
-        config=config,
-        step=make_step(partial(loss, config), training),
-        init=make_init(partial(init_params, config), training, random=config.dropout > 0),
-        batch=options["batch"],
-        sequence=config.sequence,
-        flop_per_token=config.flop_per_token,
-        make_batch_shapes=token_shapes,
-        make_example_batch=partial(random_tokens, config.vocab),
-        params_of=lambda state: state["params"],
-    )
+    return build_decoder(name, options, LlamaConfig, init_params, loss)

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from parallelizer.zoo import layers as nn
-from parallelizer.zoo.model import ZooModel, check_choice, check_positive, split_options
-from parallelizer.zoo.training import TrainingConfig, make_init, make_step
+from parallelizer.zoo.model import ZooModel, check_choice, check_positive
+from parallelizer.zoo.training import make_model
 
 Params = dict[str, Any]
 
@@ -91,17 +91,12 @@ def _example_batch(config: MlpConfig, key: jax.Array, batch: int, sequence: int)
 
 def build(name: str, options: Mapping[str, Any]) -> ZooModel:
     """The perceptron with these fields of `MlpConfig` and `TrainingConfig`, and `batch`."""
-    sizes, training_options = split_options(name, options, MlpConfig, TrainingConfig)
-    config, training = MlpConfig(**sizes), TrainingConfig(**training_options)
-    return ZooModel(
-        name=name,
-        config=config,
-        step=make_step(partial(loss, config), training),
-        init=make_init(partial(init_params, config), training, random=False),
-        batch=options["batch"],
-        sequence=1,
-        flop_per_token=config.flop_per_token,
-        make_batch_shapes=partial(_batch_shapes, config),
-        make_example_batch=partial(_example_batch, config),
-        params_of=lambda state: state["params"],
+    return make_model(
+        name,
+        options,
+        MlpConfig,
+        init_params=init_params,
+        loss=loss,
+        batch_shapes=lambda config: partial(_batch_shapes, config),
+        example_batch=lambda config: partial(_example_batch, config),
     )

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax  # type: ignore[import-untyped]
 
-from parallelizer.zoo.model import Step, check_choice
+from parallelizer.zoo.model import Step, ZooModel, check_choice, split_options
 
 Loss = Callable[[Any, Any, jax.Array | None], jax.Array]
 METRICS = ("loss", "grad_norm")
+OPTIMIZERS = ("adamw", "momentum")
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingConfig:
     """How the parameters are updated.
 
+    `optimizer` "momentum" is gradient descent with Nesterov's momentum `b1`, what convolutional nets are trained with.
     `clip_norm` bounds the global gradient norm (None: no clipping); `weight_decay` acts on matrices and embeddings, not
     on biases and norms; `warmup_steps` raises the learning rate linearly from zero; `metrics` names what the step
     returns (an empty tuple for a step that computes nothing but the new state).
@@ -33,21 +36,26 @@ class TrainingConfig:
     eps: float = 1e-8
     warmup_steps: int = 0
     metrics: tuple[str, ...] = METRICS
+    optimizer: str = "adamw"
 
     def __post_init__(self) -> None:
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
         for metric in self.metrics:
             check_choice("metrics", metric, METRICS)
 
 
 def make_optimizer(config: TrainingConfig, mask: Callable[[Any], Any] | None) -> optax.GradientTransformation:
-    """AdamW (Loshchilov & Hutter, arXiv:1711.05101); plain Adam where the weight decay is zero.
+    """AdamW (Loshchilov & Hutter, arXiv:1711.05101), plain Adam where the weight decay is zero, or momentum.
 
     `mask(params)` says which leaves the weight decay acts on; None for all.
     """
     rate: Any = config.learning_rate
     if config.warmup_steps:
         rate = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
-    if config.weight_decay:
+    if config.optimizer == "momentum":
+        decay = optax.add_decayed_weights(config.weight_decay, mask)
+        update = optax.chain(decay, optax.sgd(rate, momentum=config.b1, nesterov=True))
+    elif config.weight_decay:
         update = optax.adamw(
             rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=mask
         )
@@ -106,3 +114,36 @@ def make_step(loss: Loss, config: TrainingConfig) -> Step:
         return new_state, metrics
 
     return train_step
+
+
+def make_model(
+    name: str,
+    options: Mapping[str, Any],
+    config_type: type,
+    *,
+    init_params: Callable[[Any, jax.Array], Any],
+    loss: Callable[..., jax.Array],
+    batch_shapes: Callable[[Any], Callable[[int, int], Any]],
+    example_batch: Callable[[Any], Callable[[jax.Array, int, int], Any]],
+    random: Callable[[Any], bool] = lambda config: False,
+) -> ZooModel:
+    """The model that these functions of a config make, trained by the shared step.
+
+    `options` holds fields of `config_type` and of `TrainingConfig`, and `batch`. `init_params(config, key)` makes the
+    parameters, `loss(config, params, batch, key)` is a scalar; `random(config)` says whether the step draws numbers.
+    The config gives `flop_per_token`, and `sequence` where examples have positions.
+    """
+    sizes, training_options = split_options(name, options, config_type, TrainingConfig)
+    config, training = config_type(**sizes), TrainingConfig(**training_options)
+    return ZooModel(
+        name=name,
+        config=config,
+        step=make_step(partial(loss, config), training),
+        init=make_init(partial(init_params, config), training, random=random(config)),
+        batch=options["batch"],
+        sequence=getattr(config, "sequence", 1),
+        flop_per_token=config.flop_per_token,
+        make_batch_shapes=batch_shapes(config),
+        make_example_batch=example_batch(config),
+        params_of=lambda state: state["params"],
+    )
