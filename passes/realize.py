@@ -19,7 +19,6 @@ _WHY = {
     "stack": "stacked",
     "output": "leaves as it came",
 }
-_MANUAL_KINDS = frozenset({"contraction", "reduction", "indexing"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +195,7 @@ class _Realizer:
         place = self.grouping.place(group.root)
         reductions = self.result_reductions(strategy, place)
         axes = [a for _, on in strategy.factors for a in on]
-        manual = bool(axes) and (rule.kind in _MANUAL_KINDS or bool(strategy.axes_of(ARRIVING)))
+        manual = bool(axes) and (rule.local or bool(strategy.axes_of(ARRIVING)))
         uses = tuple(own[i][0] if i in own else None for i in range(len(op.inputs)))
         self.ops[op.id] = OpDecision(tuple(forms), results, reductions, manual, uses)
         self.reduce(group, strategy, visit)

@@ -115,7 +115,7 @@ def _placed(group: Group, rest: Strategy, axis: str, sizes: Mapping[str, int]) -
         if factor is None:
             continue
         on = dict(rest.factors).get(factor, ())
-        if factor != ARRIVING and group.rule.sizes[factor] % (size * _product(sizes, on)):
+        if factor != ARRIVING and not group.rule.fits(factor, size * _product(sizes, on)):
             continue
         c: int | None = group.factors.index(factor) if factor in group.factors else finish
         if c is not None and c != _KEEP and group.limits[c] % (size * _product(sizes, rest.classes[c])):
@@ -174,7 +174,7 @@ def same_choices(group: Group) -> tuple[object, ...]:
         return (tuple(group.limits),)
     sizes, reduced = tuple(sorted(rule.sizes.items())), tuple(sorted(rule.reduced.items()))
     own = (tuple(group.limits), group.factors, group.defers, group.sums)
-    return (*own, rule.operands, rule.results, sizes, reduced, rule.fixed)
+    return (*own, rule.operands, rule.results, sizes, reduced, rule.fixed, rule.halos)
 
 
 def _plain(limits: list[int], sizes: Mapping[str, int]) -> Iterator[Strategy]:
@@ -233,7 +233,7 @@ def _legal(
 ) -> bool:
     assert group.rule is not None
     for f, on in by_factor.items():
-        if f != ARRIVING and group.rule.sizes[f] % _product(sizes, on):
+        if f != ARRIVING and not group.rule.fits(f, _product(sizes, on)):
             return False
         if f in class_of:
             total = _product(sizes, on) * _product(sizes, scattered.get(class_of[f], []))

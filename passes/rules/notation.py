@@ -12,8 +12,9 @@ A strategy of the operation is an assignment of mesh axes to factors; nothing el
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 DimFactors = tuple[str, ...]
@@ -21,6 +22,23 @@ DimFactors = tuple[str, ...]
 
 class RuleError(ValueError):
     """A rule that contradicts itself or the shapes that it is used on."""
+
+
+# Kinds whose blocks are computed by a local program; the others are left to the compiler's own partitioning, which
+# moves nothing for them.
+LOCAL_KINDS = frozenset({"contraction", "reduction", "indexing", "window", "lines"})
+
+
+@dataclass(frozen=True, slots=True)
+class Border:
+    """What a block needs of its neighbours when `factor` is cut: so many elements of operand `operand` before and after
+    the block along `dim`."""
+
+    factor: str
+    operand: int
+    dim: int
+    before: int
+    after: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +50,9 @@ class Rule:
     "and", "or", "prod"). fixed: factors that must not be cut. indexed: factors of an operand or result that are
     addressed by index values (rows of an embedding table): cutting them is local once indices are shifted and masked.
     flop: floating point operations of the whole operation. kind: "elementwise" | "contraction" | "reduction" |
-    "movement" | "indexing" | "free" (generated in place in any sharding) | "opaque" (unknown: everything whole).
+    "movement" | "indexing" | "window" | "lines" (whole lines or matrices are computed at once, for which compilers have
+    no partitioning) | "free" (generated in place in any sharding) | "opaque" (unknown: everything whole).
+    halos: what blocks need of their neighbours when a factor is cut.
     """
 
     operands: tuple[tuple[DimFactors, ...], ...]
@@ -43,6 +63,29 @@ class Rule:
     indexed: frozenset[str] = frozenset()
     flop: float = 0.0
     kind: str = "movement"
+    halos: tuple[Border, ...] = ()
+
+    @property
+    def local(self) -> bool:
+        """Whether a cut operation runs as a local program."""
+        return self.kind in LOCAL_KINDS
+
+    def borders(self, cut: Collection[str]) -> tuple[Border, ...]:
+        """What blocks need of their neighbours when these factors are cut."""
+        return tuple(b for b in self.halos if b.factor in cut)
+
+    def fits(self, factor: str, pieces: int) -> bool:
+        """Whether a factor may be cut in so many pieces: without remainder, and no block smaller than its border."""
+        if self.sizes[factor] % pieces:
+            return False
+        if pieces == 1:
+            return True
+        for b in self.halos:
+            if b.factor == factor:
+                block = math.prod(self.sizes[f] for f in self.operands[b.operand][b.dim]) // pieces
+                if max(b.before, b.after) > block:
+                    return False
+        return True
 
     def cuttable(self) -> tuple[str, ...]:
         """Factors that an axis may be assigned to: the major factor of every dimension where it occurs, size above
