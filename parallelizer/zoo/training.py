@@ -18,14 +18,18 @@ METRICS = ("loss", "grad_norm")
 OPTIMIZERS = ("adamw", "momentum")
 
 
+OPTIMIZERS = ("adamw", "sgd", "momentum", "adagrad")
+
+
 @dataclass(frozen=True, slots=True)
 class TrainingConfig:
     """How the parameters are updated.
 
-    `optimizer` "momentum" is gradient descent with Nesterov's momentum `b1`, what convolutional nets are trained with.
-    `clip_norm` bounds the global gradient norm (None: no clipping); `weight_decay` acts on matrices and embeddings, not
-    on biases and norms; `warmup_steps` raises the learning rate linearly from zero; `metrics` names what the step
-    returns (an empty tuple for a step that computes nothing but the new state).
+    `optimizer` is one of OPTIMIZERS: AdamW (arXiv:1711.05101), plain gradient descent, descent with `momentum`, or
+    Adagrad (Duchi et al., JMLR 12, 2011). `clip_norm` bounds the global gradient norm (None: no clipping);
+    `weight_decay` acts on matrices and embeddings, not on biases and norms; `warmup_steps` raises the learning rate
+    linearly from zero; `metrics` names what the step returns (an empty tuple for a step that computes nothing but the
+    new state).
     """
 
     learning_rate: float = 3e-4
@@ -37,6 +41,7 @@ class TrainingConfig:
     warmup_steps: int = 0
     metrics: tuple[str, ...] = METRICS
     optimizer: str = "adamw"
+    momentum: float = 0.9
 
     def __post_init__(self) -> None:
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
@@ -45,25 +50,32 @@ class TrainingConfig:
 
 
 def make_optimizer(config: TrainingConfig, mask: Callable[[Any], Any] | None) -> optax.GradientTransformation:
-    """AdamW (Loshchilov & Hutter, arXiv:1711.05101), plain Adam where the weight decay is zero, or momentum.
+    """The optimizer that `config` names; plain Adam where the weight decay is zero.
 
     `mask(params)` says which leaves the weight decay acts on; None for all.
     """
     rate: Any = config.learning_rate
     if config.warmup_steps:
         rate = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
-    if config.optimizer == "momentum":
-        decay = optax.add_decayed_weights(config.weight_decay, mask)
-        update = optax.chain(decay, optax.sgd(rate, momentum=config.b1, nesterov=True))
-    elif config.weight_decay:
-        update = optax.adamw(
-            rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=mask
-        )
+    steps = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
+    update = _update_rule(config, rate, mask)
+    # One transformation alone is not wrapped: its state is what the user of a small example wants to look at.
+    return optax.chain(*steps, update) if steps else update
+
+
+def _update_rule(config: TrainingConfig, rate: Any, mask: Callable[[Any], Any] | None) -> optax.GradientTransformation:
+    if config.optimizer == "adamw":
+        if config.weight_decay:
+            return optax.adamw(
+                rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=mask
+            )
+        return optax.adam(rate, b1=config.b1, b2=config.b2, eps=config.eps)
+    if config.optimizer == "adagrad":
+        rule = optax.adagrad(rate, eps=config.eps)
     else:
-        update = optax.adam(rate, b1=config.b1, b2=config.b2, eps=config.eps)
-    if config.clip_norm is None:
-        return update
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+        rule = optax.sgd(rate, momentum=config.momentum if config.optimizer == "momentum" else None)
+    # Weight decay enters these as the gradient of half the squared norm.
+    return optax.chain(optax.add_decayed_weights(config.weight_decay, mask), rule) if config.weight_decay else rule
 
 
 def global_norm(tree: Any) -> jax.Array:
