@@ -171,30 +171,74 @@ def reduce_times(work: Workspace) -> None:
     """Keep the rows that some choice over-fills and no other row implies; renumber the items' intervals."""
     if work.base.size == 0:
         return
-    most = work.base.copy()
+    work.tidy_items()
     change = np.zeros(work.base.size + 1)
     for items in work.items:
         for (first, last), usage in items.items():
-            change[first] += usage.max()
-            change[last] -= usage.max()
-    most += np.cumsum(change)[:-1]
-    kept = np.flatnonzero((most > work.limit) | (work.base > work.limit))
-    _renumber(work, kept)
-    starts = np.zeros(work.base.size + 1, dtype=bool)
-    ends = np.zeros(work.base.size + 1, dtype=bool)
-    for items in work.items:
-        for first, last in items:
-            starts[first] = True
-            ends[last] = True
+            most = usage.max()
+            change[first] += most
+            change[last] -= most
+    most = work.base + np.cumsum(change)[:-1]
+    _renumber(work, np.flatnonzero((most > work.limit) | (work.base > work.limit)))
+    _renumber(work, telling_rows(work))
+
+
+def telling_rows(work: Workspace) -> np.ndarray:
+    """Rows, ascending, such that a choice that fits in them fits in all; no kept neighbours imply each other.
+
+    Row t is implied by row r when no choice can use more at t than at r beyond the difference of their rooms: the sum
+    over nodes of the most that a strategy uses more. Only nodes whose usage changes between t and r count.
+    """
+    room = work.room()
+    # Sums of whole bytes are exact in floating point; others get a margin, so that rounding never drops a row.
+    margin = 0.0 if work.whole_bytes() else 1e-9 * float(np.abs(room).max(initial=0.0))
+    events: list[list[tuple[int, np.ndarray]]] = [[] for _ in range(room.size + 1)]
+    for u, items in enumerate(work.items):
+        for (first, last), usage in items.items():
+            events[first].append((u, usage))
+            events[last].append((u, -usage))
     rows: list[int] = []
-    for t in range(work.base.size):
-        # Row t is implied by the last kept one if nothing started since; it implies those before if nothing ended.
-        if rows and not starts[rows[-1] + 1 : t + 1].any() and work.base[t] <= work.base[rows[-1]]:
-            continue
-        while rows and not ends[rows[-1] + 1 : t + 1].any() and work.base[rows[-1]] <= work.base[t]:
+    before: list[_Change] = []  # before[k]: from rows[k - 1] to rows[k]
+    change = _Change({})
+    for t in range(room.size):
+        for u, usage in events[t]:
+            change.add(u, usage)
+        while rows and change.less <= room[rows[-1]] - room[t] - margin:
             rows.pop()
+            change = change.after(before.pop())
+        if rows and change.more <= room[t] - room[rows[-1]] - margin:
+            continue
         rows.append(t)
-    _renumber(work, np.array(rows, dtype=np.int64))
+        before.append(change)
+        change = _Change({})
+    return np.array(rows, dtype=np.int64)
+
+
+@dataclass(slots=True)
+class _Change:
+    """What nodes use more at one row than at an earlier one: `usage[u]` [strategies]; the most and minus the least that
+    a choice can use more."""
+
+    usage: dict[int, np.ndarray]
+    more: float = 0.0
+    less: float = 0.0
+
+    def add(self, u: int, usage: np.ndarray) -> None:
+        if u in self.usage:
+            old = self.usage[u]
+            self.more -= float(old.max())
+            self.less += float(old.min())
+            usage = old + usage
+        self.usage[u] = usage
+        self.more += float(usage.max())
+        self.less -= float(usage.min())
+
+    def after(self, earlier: _Change) -> _Change:
+        """Both together; the two are used up."""
+        small, large = sorted((self, earlier), key=lambda c: len(c.usage))
+        for u, usage in small.usage.items():
+            large.add(u, usage)
+        return large
 
 
 def drop_overfull(work: Workspace) -> None:

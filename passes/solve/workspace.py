@@ -31,7 +31,8 @@ def maximal_times(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
 class Workspace:
     """The mutable problem that presolve works on. Nodes keep their numbers; `alive` says which are left.
 
-    `touched` collects the nodes whose costs, edges or items changed since the caller emptied it.
+    `touched` collects the nodes whose costs, edges or items changed since the caller emptied it, `untidy` those whose
+    intervals may overlap or repeat.
     """
 
     cost: list[np.ndarray]
@@ -50,6 +51,7 @@ class Workspace:
     constant: float = 0.0
     undo: list[Undo] = field(default_factory=list)
     touched: set[int] = field(default_factory=set)
+    untidy: set[int] = field(default_factory=set)
 
     @classmethod
     def of(cls, problem: Problem) -> Workspace:
@@ -135,7 +137,35 @@ class Workspace:
             self.base[first:last] += least
             usage = usage - least
         if usage.any():
+            if items:
+                self.untidy.add(node)
             items[first, last] = usage
+
+    def tidy_items(self) -> None:
+        """Give every node one usage per row: intervals that do not overlap, the least of each row in the base.
+
+        Two intervals of one node are then no longer taken for independent: the most and the least that a node can use
+        at a row are exact.
+        """
+        for u in sorted(self.untidy):
+            items = self.items[u]
+            if len(items) < 2:
+                continue
+            points = sorted({p for span in items for p in span})
+            place = {p: i for i, p in enumerate(points)}
+            profile = np.zeros((len(points) - 1, self.cost[u].size))
+            for (first, last), usage in items.items():
+                profile[place[first] : place[last]] += usage
+            least = profile.min(axis=1)
+            profile -= least[:, None]
+            self.base[points[0] : points[-1]] += np.repeat(least, np.diff(points))
+            # Neighbouring pieces with the same usages are one.
+            new = np.append(True, (profile[1:] != profile[:-1]).any(axis=1)).nonzero()[0]
+            ends = np.append(new[1:], len(points) - 1)
+            self.items[u] = {
+                (points[a], points[b]): profile[a] for a, b in zip(new, ends, strict=True) if profile[a].any()
+            }
+        self.untidy.clear()
 
     def add_edge(self, u: int, v: int, matrix: np.ndarray, row_of: np.ndarray, col_of: np.ndarray) -> int:
         """Join u and v; a parallel edge is summed into the one that is there. Returns the edge's number."""
@@ -253,6 +283,14 @@ class Workspace:
         self.alive[u] = False
         self.items[u] = {}
         self.cost[u] = self.cost[u][:0]
+
+    def whole_bytes(self) -> bool:
+        """Whether all usages are whole numbers so small that their sums are exact in float64."""
+        if self.limit != np.rint(self.limit) or (self.base != np.rint(self.base)).any():
+            return False
+        parts = [usage for items in self.items for usage in items.values()]
+        total = abs(self.limit) + float(self.base.max(initial=0.0)) + sum(float(p.max()) for p in parts)
+        return total < EXACT_LIMIT and all((p == np.rint(p)).all() for p in parts)
 
     def room(self) -> np.ndarray:
         return self.limit - self.base
