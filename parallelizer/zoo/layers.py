@@ -101,14 +101,52 @@ def attention(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    mask: jax.Array,
+    mask: jax.Array | None,
     rate: float = 0.0,
     dropout_key: jax.Array | None = None,
 ) -> jax.Array:
     """Softmax attention on [b, s, h, d]; `mask` broadcasts to [b, h, query, key], the softmax is in float32."""
     logits = jnp.einsum("bqhd,bkhd->bhqk", query, key).astype(jnp.float32) * query.shape[-1] ** -0.5
-    weights = jax.nn.softmax(jnp.where(mask, logits, -1e30), axis=-1).astype(value.dtype)
+    if mask is not None:
+        logits = jnp.where(mask, logits, -1e30)
+    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
     return jnp.einsum("bhqk,bkhd->bqhd", dropout(weights, rate, dropout_key), value)
+
+
+def init_attention(key: jax.Array, embed: int, heads: int, context: int | None = None, bias: bool = True) -> Params:
+    """Query, key, value and out with kernels [e, h, d]; keys and values come from an array `context` wide."""
+    query, key_, value, out = jax.random.split(key, 4)
+    source = embed if context is None else context
+    sizes = (heads, embed // heads, "heads")
+    return {
+        "query": init_projection(query, embed, *sizes, bias),
+        "key": init_projection(key_, source, *sizes, bias),
+        "value": init_projection(value, source, *sizes, bias),
+        "out": init_merge(out, embed, *sizes, std=0.02),
+    }
+
+
+def attend(params: Params, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
+    """Attention of [b, s, e] to all of itself or of `context` [b, t, c]."""
+    heads = params["query"]["kernel"].shape[1]
+    source = x if context is None else context
+    query = project(params["query"], x, heads)
+    key, value = (project(params[name], source, heads) for name in ("key", "value"))
+    return merge(params["out"], attention(query, key, value, None))
+
+
+def init_mlp(key: jax.Array, embed: int, hidden: int, bias: bool = True) -> Params:
+    """Up [e, hidden] and down [hidden, e]."""
+    up, down = jax.random.split(key)
+    return {
+        "up": init_dense(up, (embed, hidden), (hidden,) if bias else None),
+        "down": init_dense(down, (hidden, embed), (embed,) if bias else None),
+    }
+
+
+def mlp(params: Params, x: jax.Array, activation: Callable[[jax.Array], jax.Array] = jax.nn.gelu) -> jax.Array:
+    """Dense, activation, dense on [b, s, e]."""
+    return dense(params["down"], activation(dense(params["up"], x, "bse,ef->bsf")), "bsf,fe->bse")
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:

@@ -3,6 +3,12 @@
 Sizes: GPT-2 from the released checkpoints; GPT-3 from table 2.1 of arXiv:2005.14165, with 16 heads for 1.3b and a width
 of 5120 for 13b, where the table's own numbers do not divide; gpt3-15b and gpt3-39b from the GPT table of
 arXiv:2201.12023 (Alpa) with GPT-3's vocabulary and sequence; Llama 3 from table 3 of arXiv:2407.21783.
+ResNet-50 from arXiv:1512.03385, wide-resnet-50-2 from arXiv:1605.07146 as released, the larger ones from the
+Wide-ResNet table of arXiv:2201.12023 (Alpa) and its suite_wresnet; ViT from table 1 of arXiv:2010.11929; T5
+from section 3.7 of arXiv:1910.10683.
+Mixtral from arXiv:2401.04088 (32k context cut to 4k, where attention without tiling fits), deepseek-moe-16b from
+arXiv:2401.06066 and its released configuration; moe-* from the MoE table of arXiv:2201.12023 (Alpa) and its suite,
+with this zoo's decoder around the experts (no biases, rotary positions: 0.1 % fewer parameters).
 """
 
 from __future__ import annotations
@@ -28,6 +34,26 @@ def _llama3(layers: int, embed: int, heads: int, mlp: int) -> dict[str, Any]:
     return sizes | {"dtype": "bfloat16", "remat": "full", "batch": 512}
 
 
+def _wide_resnet(third: int, base: int, width: int) -> dict[str, Any]:
+    return {**_RESNET, "blocks": (3, 4, third, 3), "base": base, "width": width, "classes": 1024, "dtype": "float32"}
+
+
+def _vit(layers: int, embed: int, heads: int, patch: int) -> dict[str, Any]:
+    sizes = {"layers": layers, "embed": embed, "heads": heads, "mlp": 4 * embed, "patch": patch}
+    return sizes | {"learning_rate": 1e-3, "dtype": "bfloat16", "remat": "full", "batch": 4096}
+
+
+def _t5(layers: int, embed: int, heads: int, mlp: int, head_dim: int) -> dict[str, Any]:
+    sizes = {"layers": layers, "embed": embed, "heads": heads, "mlp": mlp, "head_dim": head_dim, "sequence": 512}
+    return sizes | {"learning_rate": 1e-3, "weight_decay": 0.0, "dtype": "bfloat16", "remat": "full", "batch": 2048}
+
+
+def _alpa_moe(layers: int, embed: int, experts: int) -> dict[str, Any]:
+    sizes = {"layers": layers, "embed": embed, "heads": 16, "kv_heads": 16, "experts": experts, "top_k": 2, "every": 2}
+    sizes |= {"expert_mlp": 8 * embed, "dense_mlp": 8 * embed, "gated": False, "tied": True, "sequence": 1024}
+    return sizes | {"dispatch": "onehot", "group": 2048, "dtype": "bfloat16", "remat": "full", "batch": 1024}
+
+
 _BYTES = {"vocab": 256, "learning_rate": 3e-3, "b2": 0.99}
 
 _TOY = {"layers": 2, "embed": 64, "heads": 8, "sequence": 32, "batch": 16, **_BYTES}
@@ -35,6 +61,24 @@ _TOY = {"layers": 2, "embed": 64, "heads": 8, "sequence": 32, "batch": 16, **_BY
 _DEMO = {"layers": 4, "embed": 128, "heads": 8, "sequence": 128, "batch": 32, **_BYTES}
 _DEMO |= {"learning_rate": 2e-3, "warmup_steps": 10}
 _ADAM = {"learning_rate": 1e-2, "weight_decay": 0.0, "clip_norm": None, "b2": 0.999}
+_RESNET = {"optimizer": "momentum", "learning_rate": 0.1, "weight_decay": 1e-4, "clip_norm": None, "dtype": "bfloat16"}
+_RESNET |= {"batch": 1536}
+_TINY_NET = {"blocks": (1, 2), "base": 16, "image": 32, "classes": 16, "batch": 16, "dtype": "float32"}
+
+_MIXTRAL = _llama3(32, 4096, 32, 0) | {"sequence": 4096, "experts": 8, "top_k": 2, "expert_mlp": 14336}
+_MIXTRAL = {k: v for k, v in _MIXTRAL.items() if k != "mlp"} | {"rope_base": 1e6}
+_DEEPSEEK = {
+    "layers": 28,
+    "embed": 2048,
+    "heads": 16,
+    "kv_heads": 16,
+    "sequence": 4096,
+    "vocab": 102_400,
+    "experts": 64,
+}
+_DEEPSEEK |= {"top_k": 6, "expert_mlp": 1408, "shared_mlp": 2816, "dense_mlp": 10_944, "first_dense": 1}
+_DEEPSEEK |= {"normalize": False, "balance": 1e-3, "dtype": "bfloat16", "remat": "full", "batch": 512}
+_TOY_MOE = {**_TOY, "kv_heads": 2, "experts": 8, "top_k": 2, "expert_mlp": 64}
 
 # Name -> (module of the family, options).
 _MODELS: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
@@ -60,6 +104,42 @@ _MODELS: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
         "llama3-8b": ("llama", _llama3(32, 4096, 32, 14336)),
         "llama3-70b": ("llama", _llama3(80, 8192, 64, 28672)),
         "llama3-405b": ("llama", _llama3(126, 16384, 128, 53248)),
+        "resnet-toy": ("resnet", {**_RESNET, **_TINY_NET}),
+        "resnet-50": ("resnet", {**_RESNET, "blocks": (3, 4, 6, 3)}),
+        "wide-resnet-50-2": ("resnet", {**_RESNET, "blocks": (3, 4, 6, 3), "width": 2, "wide_reduce": True}),
+        "wide-resnet-250m": ("resnet", _wide_resnet(6, 160, 2)),
+        "wide-resnet-1b": ("resnet", _wide_resnet(6, 320, 2)),
+        "wide-resnet-2b": ("resnet", _wide_resnet(6, 448, 2)),
+        "wide-resnet-4b": ("resnet", _wide_resnet(6, 640, 2)),
+        "wide-resnet-6.8b": ("resnet", _wide_resnet(6, 320, 16)),
+        "wide-resnet-13b": ("resnet", _wide_resnet(23, 320, 16)),
+        "vit-toy": ("vit", {**_vit(2, 64, 4, 8), "image": 32, "classes": 16, "batch": 16, "dtype": "float32"}),
+        "vit-b": ("vit", _vit(12, 768, 12, 16)),
+        "vit-l": ("vit", _vit(24, 1024, 16, 16)),
+        "vit-h": ("vit", _vit(32, 1280, 16, 14)),
+        "t5-toy": ("t5", {**_t5(2, 64, 8, 128, 8), "sequence": 32, "batch": 16, "dtype": "float32", "vocab": 256}),
+        "t5-small": ("t5", _t5(6, 512, 8, 2048, 64)),
+        "t5-base": ("t5", _t5(12, 768, 12, 3072, 64)),
+        "t5-large": ("t5", _t5(24, 1024, 16, 4096, 64)),
+        "t5-3b": ("t5", _t5(24, 1024, 32, 16384, 128)),
+        "t5-11b": ("t5", _t5(24, 1024, 128, 65536, 128)),
+        "mixtral-toy": ("moe", _TOY_MOE),
+        "mixtral-8x7b": ("moe", _MIXTRAL),
+        "deepseek-moe-toy": (
+            "moe",
+            {**_TOY_MOE, "layers": 3, "first_dense": 1, "dense_mlp": 192, "shared_mlp": 128, "normalize": False},
+        ),
+        "deepseek-moe-16b": ("moe", _DEEPSEEK),
+        "moe-toy": (
+            "moe",
+            {**_TOY_MOE, "dispatch": "onehot", "group": 64, "gated": False, "every": 2, "dense_mlp": 128, "tied": True},
+        ),
+        "moe-380m": ("moe", _alpa_moe(8, 768, 8)),
+        "moe-1.3b": ("moe", _alpa_moe(16, 768, 16)),
+        "moe-2.4b": ("moe", _alpa_moe(16, 1024, 16)),
+        "moe-10b": ("moe", _alpa_moe(16, 1536, 32)),
+        "moe-27b": ("moe", _alpa_moe(16, 2048, 48)),
+        "moe-70b": ("moe", _alpa_moe(32, 2048, 64)),
     }
 )
 

@@ -15,9 +15,6 @@ from parallelizer.zoo.model import Step, ZooModel, check_choice, split_options
 
 Loss = Callable[[Any, Any, jax.Array | None], jax.Array]
 METRICS = ("loss", "grad_norm")
-OPTIMIZERS = ("adamw", "momentum")
-
-
 OPTIMIZERS = ("adamw", "sgd", "momentum", "adagrad")
 
 
