@@ -38,6 +38,7 @@ class Family:
 FAMILIES: Mapping[str, Family] = {
     "contraction": Family(True, 1.0, 1.0),
     "convolution": Family(True, 1.25, 1.0),
+    "ragged": Family(True, 1.2, 1.0),
     "elementwise": Family(False, 1.0, 1.0),
     "reduction": Family(False, 1.0, 1.0),
     "copy": Family(False, 1.0, 1.0),

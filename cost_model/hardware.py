@@ -45,6 +45,7 @@ class Chip:
 
     `matmul_flop_per_s`: peak rate of matrix products by numpy dtype name. `matmul_efficiency` is the share of it that a
     huge product reaches, `matmul_ramp_s` the size (as time at that rate) below which it falls off (see `compute`).
+    `sustained_share`: what a whole training step keeps of the rates of single operations (see `transformer`).
     `memory_bytes`: what a program may use, `memory_capacity_bytes`: what the device has.
     `link_*`: one link of the fast interconnect (a torus direction, or the whole NVLink port), per device and direction;
     `die_*`: between the devices of one chip; `network_*`: the data-centre network, per device.
@@ -64,6 +65,7 @@ class Chip:
     memory_efficiency: float
     matmul_efficiency: float
     matmul_ramp_s: float
+    sustained_share: float
     launch_overhead_s: float
     collective_launch_s: float
     overlaps_collectives: bool
@@ -200,6 +202,11 @@ def _tpu_rates(bf16: Figure, int8: Figure, fp8: Figure | None = None) -> dict[st
     return rates
 
 
+def _sustained(share: float) -> Figure:
+    """One constant per generation: the median of what its published training runs imply (`benchmarks/published.py`)."""
+    return _derived(share, "maxtext, recipes: fit to all published training runs on this generation")
+
+
 def _usable(gib: float) -> Figure:
     return _measured(gib * GIB, f"compiler: {gib}G")
 
@@ -212,6 +219,7 @@ _TPU_ROWS: tuple[Chip, ...] = (
          "memory_bytes": _usable(2 * 15.25), "memory_capacity_bytes": _datasheet(32 * GIB),
          "memory_bandwidth_bytes_per_s": _datasheet(1.23e12),
          "matmul_efficiency": _assumed(0.9),
+         "sustained_share": _sustained(0.82),
          "link_bandwidth_bytes_per_s": _datasheet(45e9, "book"),
          "network_bandwidth_bytes_per_s": _assumed(3.1e9, "as v5e")},
         overlaps=True, torus_rank=3, tile=(8, 128, 128),
@@ -223,6 +231,7 @@ _TPU_ROWS: tuple[Chip, ...] = (
          "memory_bytes": _usable(15.75), "memory_capacity_bytes": _datasheet(16 * GIB),
          "memory_bandwidth_bytes_per_s": _datasheet(819e9),
          "matmul_efficiency": _assumed(0.95),
+         "sustained_share": _sustained(0.93),
          "link_bandwidth_bytes_per_s": _derived(45e9, "book: 50 nominal, 45 effective"),
          "network_bandwidth_bytes_per_s": _datasheet(3.1e9)},
         overlaps=True, torus_rank=2, tile=(8, 128, 128),
@@ -234,6 +243,7 @@ _TPU_ROWS: tuple[Chip, ...] = (
          "memory_bytes": _usable(95.74), "memory_capacity_bytes": _datasheet(96 * GIB),
          "memory_bandwidth_bytes_per_s": _datasheet(2.765e12),
          "matmul_efficiency": _assumed(0.93),
+         "sustained_share": _sustained(0.93),
          "link_bandwidth_bytes_per_s": _derived(90e9, "book: 100 nominal, 90 effective"),
          "network_bandwidth_bytes_per_s": _datasheet(6.25e9)},
         overlaps=True, torus_rank=3, tile=(8, 128, 128),
@@ -244,8 +254,10 @@ _TPU_ROWS: tuple[Chip, ...] = (
          "vector_flop_per_s": _assumed(12e12, "twice v5e"),
          "memory_bytes": _usable(31.25), "memory_capacity_bytes": _datasheet(32 * GIB),
          "memory_bandwidth_bytes_per_s": _datasheet(1.64e12),
-         "matmul_efficiency": _assumed(0.88),
-         "link_bandwidth_bytes_per_s": _derived(90e9, "100 nominal, 90 effective"),
+         "memory_efficiency": _measured(0.83, "recipes: a copy of 34 MB at 1.36 of 1.64 TB/s"),
+         "matmul_efficiency": _measured(0.90, "recipes: 827 of 918 TFLOP/s at 8192^3"),
+         "sustained_share": _sustained(0.88),
+         "link_bandwidth_bytes_per_s": _measured(59e9, "recipes: v6e-256 reduces at 236 GB/s, 4 links; 100 nominal"),
          "network_bandwidth_bytes_per_s": _derived(12.5e9, "maxtext"),
          "host_bandwidth_bytes_per_s": _datasheet(32e9)},
         overlaps=True, torus_rank=2, tile=(8, 256, 256),
@@ -257,6 +269,7 @@ _TPU_ROWS: tuple[Chip, ...] = (
          "memory_bytes": _usable(94.75), "memory_capacity_bytes": _datasheet(96 * GIB),
          "memory_bandwidth_bytes_per_s": _datasheet(3.70e12, "jax: 7.40 per chip"),
          "matmul_efficiency": _measured(0.83, "recipes: 956 of 1153 TFLOP/s per core"),
+         "sustained_share": _sustained(0.97),
          "link_bandwidth_bytes_per_s": _derived(45e9, "maxtext: 90 effective per chip, shared by two cores"),
          "die_bandwidth_bytes_per_s": _derived(540e9, "vendor: six times one link between the two dies"),
          "network_bandwidth_bytes_per_s": _assumed(6.25e9, "12.5 per chip, from memory")},
@@ -270,6 +283,7 @@ _JAX_SHARE = 0.75
 _GPU: Mapping[str, Figure] = {
     "memory_efficiency": _measured(0.90, "this project: 4.3 of 4.8 TB/s on an H200"),
     "matmul_ramp_s": _assumed(6e-6),
+    "sustained_share": _assumed(0.71, "as h100"),
     "launch_overhead_s": _assumed(2e-6),
     "collective_launch_s": _assumed(8e-6),
     "link_latency_s": _assumed(2e-6),
@@ -303,6 +317,8 @@ def _gpu(
         "network_bandwidth_bytes_per_s": network,
         "host_bandwidth_bytes_per_s": host,
     }  # fmt: skip
+    if name == "h100":
+        figures["sustained_share"] = _sustained(0.71)
     return _row(name, "gpu", figures, overlaps=True, max_domain=domain, tile=(16, 16, 16))
 
 
@@ -337,7 +353,7 @@ _CPU = _row(
      "vector_flop_per_s": _assumed(20e9),
      "memory_bytes": _assumed(8e9), "memory_capacity_bytes": _assumed(8e9),
      "memory_bandwidth_bytes_per_s": _assumed(20e9), "memory_efficiency": _assumed(1.0),
-     "matmul_efficiency": _assumed(1.0), "matmul_ramp_s": _assumed(2e-6),
+     "matmul_efficiency": _assumed(1.0), "matmul_ramp_s": _assumed(2e-6), "sustained_share": _assumed(1.0),
      "launch_overhead_s": _assumed(2e-6), "collective_launch_s": _measured(60e-6, _HOST),
      "link_bandwidth_bytes_per_s": _measured(2e9, _HOST), "link_latency_s": _assumed(5e-6),
      "link_ramp_s": _assumed(0.0),
