@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,25 @@ from parallelizer.zoo.decoder import build_decoder, next_token_loss
 from parallelizer.zoo.model import ZooModel, check_choice, check_divides, check_positive, check_rate
 
 Params = dict[str, Any]
+
+
+class LlamaLike(Protocol):
+    """What attention reads of a config; mixtures of experts have it too."""
+
+    @property
+    def embed(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def projection(self) -> str: ...
+    @property
+    def dropout(self) -> float: ...
+    @property
+    def norm_eps(self) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,33 +111,53 @@ def init_params(config: LlamaConfig, key: jax.Array) -> Params:
 
 
 def init_norm(embed: int) -> Params:
+    """Scale one, [e]."""
     return {"scale": jnp.ones(embed, jnp.float32)}
 
 
-def _init_block(config: LlamaConfig, key: jax.Array) -> Params:
-    query, key_, value, out, gate, up, down = jax.random.split(key, 7)
-    residual_std = 0.02 * (2 * config.layers) ** -0.5
+def init_attention(config: LlamaLike, keys: tuple[jax.Array, ...], residual_std: float) -> Params:
+    """The norm and the four projections of an attention layer, from four keys."""
+    query, key, value, out = keys
+    sizes = (config.head_dim, config.projection)
 
     def to_heads(k: jax.Array, heads: int) -> Params:
-        return nn.init_projection(k, config.embed, heads, config.head_dim, config.projection, bias=False)
+        return nn.init_projection(k, config.embed, heads, *sizes, bias=False)
 
     return {
         "attention_norm": init_norm(config.embed),
         "attention": {
             "query": to_heads(query, config.heads),
-            "key": to_heads(key_, config.kv_heads),
+            "key": to_heads(key, config.kv_heads),
             "value": to_heads(value, config.kv_heads),
-            "out": nn.init_merge(
-                out, config.embed, config.heads, config.head_dim, config.projection, residual_std, bias=False
-            ),
-        },
-        "mlp_norm": init_norm(config.embed),
-        "mlp": {
-            "gate": nn.init_dense(gate, (config.embed, config.mlp)),
-            "up": nn.init_dense(up, (config.embed, config.mlp)),
-            "down": nn.init_dense(down, (config.mlp, config.embed), std=residual_std),
+            "out": nn.init_merge(out, config.embed, config.heads, *sizes, residual_std, bias=False),
         },
     }
+
+
+def _init_block(config: LlamaConfig, key: jax.Array) -> Params:
+    query, key_, value, out, gate, up, down = jax.random.split(key, 7)
+    residual_std = 0.02 * (2 * config.layers) ** -0.5
+    return {
+        **init_attention(config, (query, key_, value, out), residual_std),
+        "mlp_norm": init_norm(config.embed),
+        "mlp": init_swiglu((gate, up, down), config.embed, config.mlp, residual_std),
+    }
+
+
+def init_swiglu(keys: tuple[jax.Array, ...], embed: int, hidden: int, residual_std: float) -> Params:
+    """{gate, up, down}, kernels [e, f], [e, f], [f, e], from three keys."""
+    gate, up, down = keys
+    return {
+        "gate": nn.init_dense(gate, (embed, hidden)),
+        "up": nn.init_dense(up, (embed, hidden)),
+        "down": nn.init_dense(down, (hidden, embed), std=residual_std),
+    }
+
+
+def swiglu(params: Params, x: jax.Array) -> jax.Array:
+    """silu(x gate) * (x up), down again: [b, s, e] -> [b, s, e] (Shazeer, arXiv:2002.05202)."""
+    gate = jax.nn.silu(nn.dense(params["gate"], x, "bse,ef->bsf"))
+    return nn.dense(params["down"], gate * nn.dense(params["up"], x, "bse,ef->bsf"), "bsf,fe->bse")
 
 
 def rms_norm(params: Params, x: jax.Array, eps: float) -> jax.Array:
@@ -153,18 +192,24 @@ def grouped_attention(
     return y.reshape(query.shape)
 
 
-def _block(config: LlamaConfig, angles: jax.Array, params: Params, x: jax.Array, key: jax.Array | None) -> jax.Array:
-    weights_key, attention_key, mlp_key = (None, None, None) if key is None else jax.random.split(key, 3)
+def attend(
+    config: LlamaLike, angles: jax.Array, params: Params, x: jax.Array, keys: tuple[jax.Array | None, ...]
+) -> jax.Array:
+    """x [b, s, e] plus causal attention on its norm; `keys` drop out weights and result."""
+    weights_key, attention_key = keys
     y = rms_norm(params["attention_norm"], x, config.norm_eps)
     query = rotate(nn.project(params["attention"]["query"], y, config.heads), angles)
-    key_ = rotate(nn.project(params["attention"]["key"], y, config.kv_heads), angles)
+    key = rotate(nn.project(params["attention"]["key"], y, config.kv_heads), angles)
     value = nn.project(params["attention"]["value"], y, config.kv_heads)
-    y = grouped_attention(query, key_, value, config.dropout, weights_key)
-    x = x + nn.dropout(nn.merge(params["attention"]["out"], y), config.dropout, attention_key)
-    y = rms_norm(params["mlp_norm"], x, config.norm_eps)
-    gate = jax.nn.silu(nn.dense(params["mlp"]["gate"], y, "bse,ef->bsf"))
-    y = gate * nn.dense(params["mlp"]["up"], y, "bse,ef->bsf")
-    return x + nn.dropout(nn.dense(params["mlp"]["down"], y, "bsf,fe->bse"), config.dropout, mlp_key)
+    y = grouped_attention(query, key, value, config.dropout, weights_key)
+    return x + nn.dropout(nn.merge(params["attention"]["out"], y), config.dropout, attention_key)
+
+
+def _block(config: LlamaConfig, angles: jax.Array, params: Params, x: jax.Array, key: jax.Array | None) -> jax.Array:
+    weights_key, attention_key, mlp_key = (None, None, None) if key is None else jax.random.split(key, 3)
+    x = attend(config, angles, params, x, (weights_key, attention_key))
+    y = swiglu(params["mlp"], rms_norm(params["mlp_norm"], x, config.norm_eps))
+    return x + nn.dropout(y, config.dropout, mlp_key)
 
 
 def apply(config: LlamaConfig, params: Params, tokens: jax.Array, key: jax.Array | None = None) -> jax.Array:

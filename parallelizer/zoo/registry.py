@@ -5,7 +5,8 @@ of 5120 for 13b, where the table's own numbers do not divide; gpt3-15b and gpt3-
 arXiv:2201.12023 (Alpa) with GPT-3's vocabulary and sequence; Llama 3 from table 3 of arXiv:2407.21783.
 ResNet-50 from arXiv:1512.03385, wide-resnet-50-2 from arXiv:1605.07146 as released, the larger ones from the
 Wide-ResNet table of arXiv:2201.12023 (Alpa) and its suite_wresnet; ViT from table 1 of arXiv:2010.11929; T5
-from section 3.7 of arXiv:1910.10683.
+from section 3.7 of arXiv:1910.10683; unet-sd is the released Stable Diffusion 1 (arXiv:2112.10752); DiT from table 1
+of arXiv:2212.09748.
 Mixtral from arXiv:2401.04088 (32k context cut to 4k, where attention without tiling fits), deepseek-moe-16b from
 arXiv:2401.06066 and its released configuration; moe-* from the MoE table of arXiv:2201.12023 (Alpa) and its suite,
 with this zoo's decoder around the experts (no biases, rotary positions: 0.1 % fewer parameters).
@@ -54,6 +55,10 @@ def _alpa_moe(layers: int, embed: int, experts: int) -> dict[str, Any]:
     return sizes | {"dispatch": "onehot", "group": 2048, "dtype": "bfloat16", "remat": "full", "batch": 1024}
 
 
+def _dit(layers: int, embed: int, heads: int) -> dict[str, Any]:
+    return {**_DIFFUSION, "layers": layers, "embed": embed, "heads": heads, "batch": 256}
+
+
 _BYTES = {"vocab": 256, "learning_rate": 3e-3, "b2": 0.99}
 
 _TOY = {"layers": 2, "embed": 64, "heads": 8, "sequence": 32, "batch": 16, **_BYTES}
@@ -64,6 +69,9 @@ _ADAM = {"learning_rate": 1e-2, "weight_decay": 0.0, "clip_norm": None, "b2": 0.
 _RESNET = {"optimizer": "momentum", "learning_rate": 0.1, "weight_decay": 1e-4, "clip_norm": None, "dtype": "bfloat16"}
 _RESNET |= {"batch": 1536}
 _TINY_NET = {"blocks": (1, 2), "base": 16, "image": 32, "classes": 16, "batch": 16, "dtype": "float32"}
+_DIFFUSION = {"learning_rate": 1e-4, "weight_decay": 0.0, "b2": 0.999, "dtype": "bfloat16", "remat": "full"}
+_TOY_UNET = {"base": 16, "multipliers": (1, 2), "blocks": 1, "attention": (1,), "heads": 4, "groups": 4, "image": 8}
+_TOY_UNET |= {"context": 16, "context_length": 4, "batch": 16}
 
 _MIXTRAL = _llama3(32, 4096, 32, 0) | {"sequence": 4096, "experts": 8, "top_k": 2, "expert_mlp": 14336}
 _MIXTRAL = {k: v for k, v in _MIXTRAL.items() if k != "mlp"} | {"rope_base": 1e6}
@@ -123,6 +131,14 @@ _MODELS: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
         "t5-large": ("t5", _t5(24, 1024, 16, 4096, 64)),
         "t5-3b": ("t5", _t5(24, 1024, 32, 16384, 128)),
         "t5-11b": ("t5", _t5(24, 1024, 128, 65536, 128)),
+        "unet-toy": ("unet", _TOY_UNET),
+        "unet-toy-transposed": ("unet", {**_TOY_UNET, "upsample": "transposed"}),
+        "unet-sd": ("unet", {**_DIFFUSION, "base": 320, "multipliers": (1, 2, 4, 4), "batch": 2048}),
+        "dit-toy": ("dit", {**_dit(2, 64, 4), "image": 8, "classes": 10, "batch": 16, "dtype": "float32"}),
+        "dit-s-2": ("dit", _dit(12, 384, 6)),
+        "dit-b-2": ("dit", _dit(12, 768, 12)),
+        "dit-l-2": ("dit", _dit(24, 1024, 16)),
+        "dit-xl-2": ("dit", _dit(28, 1152, 16)),
         "mixtral-toy": ("moe", _TOY_MOE),
         "mixtral-8x7b": ("moe", _MIXTRAL),
         "deepseek-moe-toy": (
