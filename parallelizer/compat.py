@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.extend
 import numpy as np
 from jax._src import core as _core
 from jax._src import source_info_util as _source_info
@@ -34,6 +35,7 @@ CALL_BODY = {
     "custom_jvp_call_jaxpr": "fun_jaxpr",
     "custom_vjp_call_jaxpr": "fun_jaxpr",
     "custom_vmap_call": "call",
+    "composite": "jaxpr",
 }
 REMAT = frozenset({"remat2", "checkpoint"})
 JIT = frozenset({"jit", "pjit"})
@@ -118,6 +120,48 @@ def scan_split(params: Mapping[str, Any]) -> tuple[int, int]:
         return int(params["num_consts"]), int(params["num_carry"])
     consts, carry, _ = params["ft_in"].unpack()
     return len(consts), len(carry)
+
+
+def while_bodies(params: Mapping[str, Any]) -> tuple[Any, Any, int, int, tuple[int, ...]]:
+    """(condition, body, their numbers of constants, positions of the operands) of a `while` equation.
+
+    A loop that `vmap` has batched may have one answer per element in its condition; it goes on while any is true and
+    leaves the finished elements as they are. JAX writes that down when it lowers the loop; here it is done now.
+    """
+    test, body = params["cond_jaxpr"], params["body_jaxpr"]
+    n, m = int(params["cond_nconsts"]), int(params["body_nconsts"])
+    operands = len(body.in_avals) - m + n + m
+    rank = len(test.out_avals[0].shape)
+    if not rank:
+        return test, body, n, m, tuple(range(operands))
+    ask, run = jax.extend.core.jaxpr_as_fun(test), jax.extend.core.jaxpr_as_fun(body)
+
+    def goes_on(*args: Any) -> Any:
+        return jax.numpy.any(ask(*args)[0])
+
+    def iteration(*args: Any) -> list[Any]:
+        before = args[n + m :]
+        unfinished = ask(*args[:n], *before)[0]
+        after = run(*args[n:])
+        shaped = [unfinished.reshape(unfinished.shape + (1,) * (x.ndim - rank)) for x in before]
+        return [jax.numpy.where(u, y, x) for u, x, y in zip(shaped, before, after, strict=True)]
+
+    both = [*test.in_avals[:n], *body.in_avals]
+    return (
+        jax.make_jaxpr(goes_on)(*test.in_avals),
+        jax.make_jaxpr(iteration)(*both),
+        n,
+        n + m,
+        (*range(n), *range(operands)),
+    )
+
+
+def linear_solve(params: Mapping[str, Any], operands: int) -> tuple[Any, tuple[int, ...]]:
+    """(the jaxpr that solves, positions of its operands) of a `custom_linear_solve` equation. The others are there for
+    differentiation, which has happened."""
+    lengths = params["const_lengths"]
+    first, consts = lengths.matvec + lengths.vecmat, sum(lengths)
+    return params["jaxprs"].solve, (*range(first, first + lengths.solve), *range(consts, operands))
 
 
 def remat_barrier(params: Mapping[str, Any], n: int) -> tuple[bool, ...]:

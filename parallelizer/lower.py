@@ -19,8 +19,9 @@ from jax.sharding import Mesh
 
 from parallelizer import compat
 from parallelizer.islands import Local, before_reductions, finish, run_local
-from parallelizer.loops import Scope, run_scan
+from parallelizer.loops import Scope, run_control
 from parallelizer.moves import Planner, gather_and_slice, island, pin, reshard
+from passes.ir.control import has_control
 from passes.ir.graph import Graph, Literal, Op, Operand
 from passes.ir.sharding import Layout, OpDecision, Sharding, Step, Use
 
@@ -119,8 +120,8 @@ class _Lowering:
     def ops(self, ops: Sequence[Op], scope: Scope) -> None:
         for op in ops:
             decision = self.layout.ops.get(op.id) if self.layout else None
-            if op.primitive == "scan":
-                run_scan(self, op, scope)
+            if has_control(op):
+                run_control(self, op, scope)
             elif decision is None:
                 args = [self.whole(o, scope, op) for o in op.inputs]
                 scope.values.update(zip(op.outputs, compat.bind(op.binding, args, f"pz{op.id}"), strict=True))

@@ -17,6 +17,7 @@ import numpy as np
 from parallelizer import compat
 from parallelizer.signature import Call, argument_paths, carried_outputs, describe_call, output_paths
 from passes.ir.graph import Graph, Literal, Op, Operand, Region, Source, Value
+from passes.trips import counted
 
 # Frames of these packages are machinery: the user's own line is further out.
 _LIBRARIES = ("jaxlib", "flax", "optax", "chex")
@@ -173,6 +174,11 @@ class _Builder:
         params = equation.params
         if name in compat.CALL_BODY and compat.is_jaxpr(params.get(compat.CALL_BODY[name])):
             return self.call(inputs, place)
+        if name == "custom_linear_solve":
+            solve, picked = compat.linear_solve(params, len(inputs))
+            return self.inlined(solve, tuple(inputs[i] for i in picked), "", place)
+        if name == "device_put" and all(d is None for d in (*params["devices"], *params["srcs"])):
+            return inputs  # to where it is already
         plain = {k: v for k, v in params.items() if k not in ("ft_in", "ft_out")}
         if equation.effects:
             plain["has_effects"] = True
@@ -182,7 +188,11 @@ class _Builder:
             plain.update(num_consts=consts, num_carry=carry)
             bodies: tuple[tuple[Any, int, bool], ...] = ((params["jaxpr"], int(params["length"]), True),)
         elif name == "while":
-            bodies = tuple((plain.pop(k), 1, False) for k in ("cond_jaxpr", "body_jaxpr"))
+            test, body, tested, looped, picked = compat.while_bodies(params)
+            inputs = tuple(inputs[i] for i in picked)
+            del plain["cond_jaxpr"], plain["body_jaxpr"]
+            plain.update(cond_nconsts=tested, body_nconsts=looped)
+            bodies = ((test, 1, False), (body, 1, False))
         elif name == "cond":
             bodies = tuple((b, 1, True) for b in plain.pop("branches"))
         else:
@@ -212,7 +222,7 @@ class _Builder:
         """Inline a call, keeping what it adds beyond its body: a checkpoint's barrier, a nested jit's shardings."""
         equation = place.equation
         name, params = equation.primitive.name, equation.params
-        parts = compat.open_jaxpr(params[compat.CALL_BODY[name]])
+        body = params[compat.CALL_BODY[name]]
         scope = "checkpoint" if name in compat.REMAT else ""
         if name in compat.JIT:
             scope = f"jit({params.get('name', '')})"
@@ -220,12 +230,17 @@ class _Builder:
             inputs = self.constrain(inputs, avals, compat.specified_shardings(params, "in_shardings"), place)
         if name in compat.REMAT:
             inputs = self.barrier(inputs, compat.remat_barrier(params, len(inputs)), place)
-        env: dict[Any, Operand] = dict(zip(parts.inputs, inputs, strict=True))
-        outputs = self.body(parts, env, compat.names_inside(place.stack, equation, scope), place.source)
+        outputs = self.inlined(body, inputs, scope, place)
         if name in compat.JIT:
             avals = [v.aval for v in equation.outvars]
             outputs = self.constrain(outputs, avals, compat.specified_shardings(params, "out_shardings"), place)
         return outputs
+
+    def inlined(self, jaxpr: Any, inputs: tuple[Operand, ...], scope: str, place: _Place) -> tuple[Operand, ...]:
+        """The operations of a jaxpr that runs once in place of the equation at `place`."""
+        parts = compat.open_jaxpr(jaxpr)
+        env: dict[Any, Operand] = dict(zip(parts.inputs, inputs, strict=True))
+        return self.body(parts, env, compat.names_inside(place.stack, place.equation, scope), place.source)
 
     def barrier(self, inputs: tuple[Operand, ...], which: tuple[bool, ...], place: _Place) -> tuple[Operand, ...]:
         """Without it XLA would merge the recomputation with the first computation, and save no memory."""
@@ -267,7 +282,8 @@ class _Builder:
         outputs = tuple(self.define(a) for a in avals)
         number = self.number() if number is None else number
         scope = str(binding.name_stack)
-        self.ops.append(Op(number, name, inputs, outputs, params, place.source, scope, regions, binding))
+        op = Op(number, name, inputs, outputs, params, place.source, scope, regions, binding)
+        self.ops.append(counted(op) if name == "while" else op)
         return outputs
 
 

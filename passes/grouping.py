@@ -6,18 +6,24 @@ Whether an operation follows a group or leads one of its own is decided here; wh
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
 
 from passes.groups import FREE, SCALAR, Alias, Finish, Group, Grouping, Place, Slot, State, Want, slots_of
-from passes.ir import Graph, Literal, Op, Operand, Visit
-from passes.loops import group_loop
+from passes.ir import Graph, Literal, Op, Operand, Visit, has_control, walk
+from passes.loops import group_control
 from passes.rules import Rule, rule_for
 from passes.sums import mark_sums, merge_repeats, private_state
 
 
-def group_values(graph: Graph, cuts: Iterable[int] = (2, 4, 8)) -> Grouping:
-    """Groups of `graph`; `cuts` are the numbers of pieces that the mesh can make (products of its axis sizes)."""
-    builder = Builder(graph, tuple(sorted(set(cuts))))
+def group_values(graph: Graph, cuts: Iterable[int] = (2, 4, 8), pinned: Iterable[int] = ()) -> Grouping:
+    """Groups of `graph`; `cuts` are the numbers of pieces that the mesh can make (products of its axis sizes).
+
+    `pinned` are values that may have to be cut along the dimension that a loop runs over.
+    """
+    builder = Builder(graph, tuple(sorted(set(cuts))), frozenset(pinned))
     builder.run()
     return builder.finish()
 
@@ -25,9 +31,13 @@ def group_values(graph: Graph, cuts: Iterable[int] = (2, 4, 8)) -> Grouping:
 class Builder:
     """Walks the program once, in order, giving every value a state."""
 
-    def __init__(self, graph: Graph, cuts: tuple[int, ...]) -> None:
+    def __init__(self, graph: Graph, cuts: tuple[int, ...], pinned: frozenset[int] = frozenset()) -> None:
         self.graph = graph
         self.cuts = cuts
+        self.pinned = pinned
+        self.inputs = set(graph.inputs)
+        self.trained = {graph.inputs[i] for i in graph.carried.values()}
+        self.reads = Counter(o for v in walk(graph) for o in v.op.inputs if not isinstance(o, Literal))
         self.groups: dict[int, Group] = {}
         self.states: dict[int, State] = {}
         self.wants: list[Want] = []
@@ -85,7 +95,14 @@ class Builder:
         state = self.states[operand]
         return self.canon(state) if isinstance(state, Place) else state
 
-    def want(self, source: Operand, consumer: int, slots: tuple[Slot, ...], count: int, **at: object) -> None:
+    def stays_whole(self, group: Group) -> bool:
+        """Whether nothing is lost if an input over which a loop runs is stored as the loop reads it: it is handed to
+        the next step, or nobody else reads it."""
+        own = [m for m in group.members if m in self.inputs]
+        alone = all(self.reads.get(m, 0) <= 1 for m in own)
+        return group.kind == "input" and (alone or bool(self.trained & set(own))) and self.pinned.isdisjoint(own)
+
+    def want(self, source: Operand, consumer: int, slots: tuple[Slot, ...], count: int, **at: Any) -> None:
         """Note what `consumer` needs of `operand`; nothing where its group agrees by construction."""
         state = self.state(source)
         value = source
@@ -100,7 +117,9 @@ class Builder:
             (s is None and c < 0) or (isinstance(s, int) and s == c) for s, c in zip(slots, state.dims, strict=True)
         ):
             return
-        self.wants.append(Want(value, consumer, slots, count, **at))  # type: ignore[arg-type]
+        visit = at.get("visit")
+        at.setdefault("share", 1.0 if visit is None else visit.share)
+        self.wants.append(Want(value, consumer, slots, count, **at))
 
     # ---- the walk ----
     def run(self) -> None:
@@ -110,21 +129,21 @@ class Builder:
                 self.states[v] = SCALAR
             else:
                 self.plain_group("input", v)
-        self.region(self.graph.ops, 1, ())
+        self.region(self.graph.ops, 1, (), 1.0)
         for position, source in self.graph.carried.items():
             out, into = self.graph.outputs[position], self.state(self.graph.inputs[source])
             if isinstance(into, Place) and not isinstance(out, Literal):
                 self.want(out, into.group, slots_of(into), 1, role="output", target=position)
 
-    def region(self, ops: tuple[Op, ...], count: int, inside: tuple[Op, ...]) -> None:
+    def region(self, ops: tuple[Op, ...], count: int, inside: tuple[Op, ...], share: float) -> None:
         for op in ops:
-            self.visit(Visit(op, count, inside))
+            self.visit(Visit(op, count, inside, share))
 
     def visit(self, visit: Visit) -> None:
         self.visits.append(visit)
         op = visit.op
-        if op.primitive == "scan" and op.regions:
-            group_loop(self, visit)
+        if has_control(op):
+            group_control(self, visit)
             return
         rule = rule_for(self.graph, op)
         if op.primitive == "optimization_barrier":
@@ -368,7 +387,7 @@ class Builder:
             assert isinstance(place, Place)
             if place.group == consumer and tuple(None if c < 0 else c for c in place.dims) == slots:
                 continue
-            wants.append(Want(w.value, consumer, slots, w.count, w.visit, w.operand, w.role, w.target))
+            wants.append(replace(w, consumer=consumer, slots=slots))
         wants = merge_repeats(wants)
         live = {i: g for i, g in self.groups.items() if g.merged is None}
         mark_sums(self.graph, live, states)

@@ -49,10 +49,11 @@ State = Place | Alias | _Mark
 class Want:
     """`consumer` needs `value` with its dimensions cut as `slots` say.
 
-    role "operand": as operand `operand` of operation `visit`; "enter": as initial value of the loop carry `target`;
-    "return": as what an iteration hands to carry `target`; "stack": as one iteration's part of the stacked result
-    `target`; "output": as result number `target` of the program. `repeats` are later operands of the same group that
-    are served by the same moved copy.
+    role "operand": as operand `operand` of operation `visit`; "enter": as initial value, or stack of the slices,
+    `target` of the loop `visit`; "return": as what an iteration of it hands to carry `target`; "stack": as one
+    iteration's part of its stacked result `target`; "branch": as what one of its branches yields for result `target`;
+    "output": as result number `target` of the program. `repeats` are later operands of the same group that are served
+    by the same moved copy. `count` and `share` as in `Visit`: the move happens count * share times.
     """
 
     value: int
@@ -64,6 +65,11 @@ class Want:
     role: str = "operand"
     target: int = -1
     repeats: tuple[tuple[Visit, int], ...] = ()
+    share: float = 1.0
+
+    @property
+    def runs(self) -> float:
+        return self.count * self.share
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,7 +120,7 @@ def search_on_mesh(
     where nothing seems to fit, the leanest layouts are tried before it is refused.
     """
     start = time.monotonic()
-    program = analyse(graph, group_values(graph, possible_cuts(mesh.sizes)))
+    program = analyse(graph, group_values(graph, possible_cuts(mesh.sizes), pins))
     limit = float(memory_limit_bytes)
     solved = _three_axes if len(mesh.axis_sizes) > 2 else _all_axes
     for _ in range(4):

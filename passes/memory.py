@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from passes.groups import Grouping
-from passes.ir import Graph, Literal, Op, Visit
+from passes.ir import Graph, Literal, Op, Visit, control_of, has_control
 from passes.narrow import narrow_values
 from passes.rules import rule_for
 
@@ -70,6 +70,7 @@ class _Analysis:
         self.position = {v.op.id: i for i, v in enumerate(visits)}
         self.end = len(visits)
         self.producer: dict[int, Op] = {r: v.op for v in visits for r in v.op.outputs}
+        self.inside: dict[int, tuple[Op, ...]] = {r: v.inside for v in visits for r in v.op.outputs}
         self.uses: dict[int, list[Op]] = {}
         self.last_inside: dict[int, int] = {}
         self.stored_in: dict[int, int] = {}  # a value that lies in another one's buffer
@@ -91,7 +92,7 @@ class _Analysis:
 
     def run(self) -> Lives:
         for v in self.visits:
-            if v.op.primitive == "scan" and v.op.regions:
+            if has_control(v.op):
                 self.enter_loop(v.op)
             elif v.op.primitive == "optimization_barrier":
                 for o, r in zip(v.op.inputs, v.op.outputs, strict=True):
@@ -100,7 +101,7 @@ class _Analysis:
         self.kept = self.find_kept()
         self.last = self.last_reads()
         for v in self.visits:
-            if v.op.primitive == "scan" and v.op.regions:
+            if has_control(v.op):
                 self.share_carries(v.op)
             elif v.op.primitive.startswith("scatter") or v.op.primitive == "dynamic_update_slice":
                 self.share(v.op.inputs[0], v.op.outputs[0], self.position[v.op.id])
@@ -109,25 +110,29 @@ class _Analysis:
 
     # ---- loops ----
     def enter_loop(self, op: Op) -> None:
-        region = op.regions[0]
-        consts, carries = int(op.params["num_consts"]), int(op.params["num_carry"])
-        for k, (o, b) in enumerate(zip(op.inputs, region.inputs, strict=True)):
-            if consts <= k < consts + carries:
-                self.stored_in[b] = op.outputs[k - consts]
-            elif not isinstance(o, Literal):
-                self.stored_in[b] = o
-        self.stacked.update(o for o in region.outputs[carries:] if not isinstance(o, Literal))
+        control = control_of(op)
+        for carry in control.carries:
+            self.stored_in.update(dict.fromkeys(carry.inside, carry.result))
+        for i, b in (*control.passed, *control.slices):
+            operand = op.inputs[i]
+            if not isinstance(operand, Literal):
+                self.stored_in[b] = operand
+        self.stacked.update(o for o, _ in control.stacks if not isinstance(o, Literal))
 
     def share_carries(self, op: Op) -> None:
-        region = op.regions[0]
-        consts, carries = int(op.params["num_consts"]), int(op.params["num_carry"])
-        for k in range(carries):
-            result, before, after = op.outputs[k], region.inputs[consts + k], region.outputs[k]
-            self.share(op.inputs[consts + k], result, self.last_inside.get(op.id, self.position[op.id]))
+        control = control_of(op)
+        for carry in control.carries:
+            operand, after = op.inputs[carry.operand], carry.after
+            self.share(operand, carry.result, self.last_inside.get(op.id, self.position[op.id]))
             if not isinstance(after, Literal) and after in self.producer:
                 made = self.position[self.producer[after].id]
-                if self.last.get(before, -1) <= made and after not in self.stored_in:
-                    self.stored_in[after] = result
+                read = max(self.last.get(b, -1) for b in carry.inside)
+                if read <= made and after not in self.stored_in:
+                    self.stored_in[after] = carry.result
+        for outs, result in control.merges:
+            for out in outs:
+                if not isinstance(out, Literal) and out not in self.stored_in and op in self.inside.get(out, ()):
+                    self.stored_in[out] = result
 
     def share(self, operand: object, result: int, at: int) -> None:
         """The result is written over an operand that nobody reads later."""
@@ -224,9 +229,8 @@ class _Analysis:
             for r in v.op.outputs:
                 made[r] = i if heavy else max(before, default=-1)
         for v in self.visits:
-            if v.op.primitive == "scan" and v.op.regions:
-                carries = int(v.op.params["num_carry"])
-                for r, b in zip(v.op.outputs[carries:], v.op.regions[0].outputs[carries:], strict=True):
+            if has_control(v.op):
+                for b, r in control_of(v.op).stacks:
                     at = made.get(b, -1) if isinstance(b, int) else -1
                     if at >= 0 and r in self.kept:
                         yield Life(r, at, at + 1, narrow=r in narrow, rewritten=True)
@@ -235,8 +239,10 @@ class _Analysis:
         """Arguments that a loop reads in bfloat16 only are converted whole before it."""
         spans: dict[int, tuple[int, int]] = {}
         for v in self.visits:
-            if v.op.primitive == "scan" and v.op.regions:
-                for o, b in zip(v.op.inputs, v.op.regions[0].inputs, strict=True):
+            if has_control(v.op):
+                control = control_of(v.op)
+                entering = [(v.op.inputs[i], b) for i, b in (*control.passed, *control.slices)]
+                for o, b in entering:
                     if o in self.inputs and b in narrow and isinstance(o, int):
                         at = self.position[v.op.id]
                         first, last = spans.get(o, (at, at))

@@ -15,8 +15,8 @@ from passes.ir.graph import Graph, Literal, Op, Operand, Region
 def drop_dead(graph: Graph) -> Graph:
     """The graph without operations whose results are unused, inside loops as well; what has effects stays.
 
-    Ids of the values and operations that stay are unchanged. `while` and `cond` stay or go as a whole, because their
-    bodies are run as they were traced. A `scan` loses unused constants, carried values, inputs and outputs.
+    Ids of the values and operations that stay are unchanged. Loops lose unused constants, carried values, inputs and
+    outputs, branches unused operands and results.
     """
     live = _ids(graph.outputs)
     ops = _sweep(graph.ops, live)
@@ -51,6 +51,10 @@ def _sweep(ops: Sequence[Op], live: set[int]) -> tuple[Op, ...]:
             continue
         if op.primitive == "scan":
             op = _sweep_scan(op, live)
+        elif op.primitive == "while":
+            op = _sweep_while(op, live)
+        elif op.primitive == "cond":
+            op = _sweep_cond(op, live)
         elif op.primitive == "optimization_barrier":
             op = _sweep_barrier(op, live)
         live.update(_ids(op.inputs))
@@ -96,13 +100,59 @@ def _sweep_scan(op: Op, live: set[int]) -> Op:
         inputs=tuple(op.inputs[i] for i in inputs),
         outputs=tuple(op.outputs[i] for i in outputs),
         params={**op.params, "num_consts": len(consts), "num_carry": len(carried)},
+        regions=(_part(region, inputs, outputs, body),),
+    )
+
+
+def _part(region: Region, inputs: Sequence[int], outputs: Sequence[int], ops: tuple[Op, ...]) -> Region:
+    """A region with some of its inputs and outputs."""
+    kept = tuple(region.inputs[i] for i in inputs)
+    return replace(region, inputs=kept, outputs=tuple(region.outputs[i] for i in outputs), ops=ops)
+
+
+def _sweep_while(op: Op, live: set[int]) -> Op:
+    """As for a scan; the condition needs carried values too."""
+    test, body = op.regions
+    n, m = op.params["cond_nconsts"], op.params["body_nconsts"]
+    asked = _ids(test.outputs)
+    tested = _sweep(test.ops, asked)
+    carried = {k for k, r in enumerate(op.outputs) if r in live or test.inputs[n + k] in asked}
+    while True:
+        inner = _ids(body.outputs[k] for k in carried)
+        kept = _sweep(body.ops, inner)
+        more = {k for k in range(len(op.outputs)) if body.inputs[m + k] in inner} - carried
+        if not more:
+            break
+        carried |= more
+    carries = sorted(carried)
+    test_consts = [i for i in range(n) if test.inputs[i] in asked]
+    body_consts = [i for i in range(m) if body.inputs[i] in inner]
+    inputs = [*test_consts, *(n + i for i in body_consts), *(n + m + k for k in carries)]
+    return replace(
+        op,
+        inputs=tuple(op.inputs[i] for i in inputs),
+        outputs=tuple(op.outputs[k] for k in carries),
+        params={**op.params, "cond_nconsts": len(test_consts), "body_nconsts": len(body_consts)},
         regions=(
-            Region(
-                inputs=tuple(region.inputs[i] for i in inputs),
-                outputs=tuple(region.outputs[i] for i in outputs),
-                ops=body,
-                trip_count=region.trip_count,
-                known=region.known,
-            ),
+            _part(test, [*test_consts, *(n + k for k in carries)], range(len(test.outputs)), tested),
+            _part(body, [*body_consts, *(m + k for k in carries)], carries, kept),
         ),
+    )
+
+
+def _sweep_cond(op: Op, live: set[int]) -> Op:
+    """A result that nobody reads goes from every branch, an operand that no branch reads goes too."""
+    results = [k for k, r in enumerate(op.outputs) if r in live]
+    bodies: list[tuple[Op, ...]] = []
+    read: set[int] = set()
+    for region in op.regions:
+        inner = _ids(region.outputs[k] for k in results)
+        bodies.append(_sweep(region.ops, inner))
+        read |= {i for i, b in enumerate(region.inputs) if b in inner}
+    operands = sorted(read)
+    return replace(
+        op,
+        inputs=(op.inputs[0], *(op.inputs[i + 1] for i in operands)),
+        outputs=tuple(op.outputs[k] for k in results),
+        regions=tuple(_part(r, operands, results, b) for r, b in zip(op.regions, bodies, strict=True)),
     )

@@ -121,7 +121,7 @@ class Pricer:
             place = self.grouping.place(v)
             if v in kept and place is not None and not (group.kind == "op" and v == group.root):
                 key = tuple(sorted(c for c in place.dims if c >= 0))
-                moved[key] = moved.get(key, 0.0) + 2.0 * self.graph.values[v].size_bytes * self.program.count[v]
+                moved[key] = moved.get(key, 0.0) + 2.0 * self.graph.values[v].size_bytes * self.program.runs(v)
         for key, size in moved.items():
             compute += op_time_s(self.chip, 0.0, size / self.cuts(strategies, key), "float32", "elementwise")
         if group.leader is not None and group.rule is not None and group.kind == "op":
@@ -144,7 +144,7 @@ class Pricer:
                 size = min(size, self.graph.values[op.outputs[0]].size_bytes)  # only the rows that are picked are read
             moved += size / self.cuts(strategies, tuple(dim[0] if dim else None for dim in dims))
         dtype = self.graph.value_of(op.inputs[0]).dtype if op.inputs else "float32"
-        return visit.count * np.asarray(op_time_s(self.chip, flop, moved, dtype, FAMILY[rule.kind]))
+        return visit.runs * np.asarray(op_time_s(self.chip, flop, moved, dtype, FAMILY[rule.kind]))
 
     def reductions(self, group: Group, strategy: Strategy) -> float:
         if not strategy.reductions or group.leader is None or group.rule is None:
@@ -157,7 +157,7 @@ class Pricer:
             total += self.collective(kind, r.axes, size, share)
             if r.dim is not None:
                 size /= self.mesh.size(r.axes)
-        return total * group.leader.count
+        return total * group.leader.runs
 
     def before_reduction(self, group: Group, strategy: Strategy) -> tuple[str, ...]:
         """Axes that cut the leading operation's local result before its partial sums are scattered."""
@@ -172,7 +172,7 @@ class Pricer:
                 size = self.graph.values[f.result].size_bytes
                 for c in f.result_dims:
                     size //= self.mesh.size(strategy.classes[c]) if c >= 0 else 1
-                total += f.visit.count * self.collective("all_reduce", axes, size)
+                total += f.visit.runs * self.collective("all_reduce", axes, size)
         return total
 
     def shared(self, group: Group, strategy: Strategy) -> float:
@@ -181,7 +181,7 @@ class Pricer:
         total = 0.0
         for v in self.shared_members(group):
             table = self.table(v, group)
-            total += self.program.count[v] * table.price(self.form(v, strategy), self.form(v, strategy, shared=True))
+            total += self.program.runs(v) * table.price(self.form(v, strategy), self.form(v, strategy, shared=True))
         return total
 
     def shared_members(self, group: Group) -> list[int]:
@@ -211,7 +211,7 @@ class Pricer:
             and want.visit.op is consumer.leader.op
         )
         lists = (self.known(source), self.known(target))
-        key = (id(table), lists, self._place(want).dims, want.slots, want.count, has_copy, sums)
+        key = (id(table), lists, self._place(want).dims, want.slots, want.runs, has_copy, sums)
         if key not in self._matrices:
             self._matrices[key] = self.fresh_matrix(want, source, target, table, has_copy, sums)
         return self._matrices[key]
@@ -239,7 +239,7 @@ class Pricer:
         forms = np.array([index.get(form, -1) for form, _, _ in rows])
         copies = np.array([index.get(copy, -1) for _, copy, _ in rows])
         wanted = np.array([index.get(form, -1) for form, _ in cols])
-        matrix = np.minimum(table.cost[np.ix_(forms, wanted)], table.cost[np.ix_(copies, wanted)]) * want.count
+        matrix = np.minimum(table.cost[np.ix_(forms, wanted)], table.cost[np.ix_(copies, wanted)]) * want.runs
         matrix[forms < 0, :] = np.inf
         matrix[:, wanted < 0] = np.inf
         for i, (_, _, partial) in enumerate(rows):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from passes.groups import Finish, Group, Place, Want
 from passes.ir import Dims, Layout, Literal, MoveKey, OpDecision, Reduction, Sharding, Step, Use, Visit
@@ -17,6 +17,7 @@ _WHY = {
     "enter": "brought to the loop",
     "return": "handed to the next iteration",
     "stack": "stacked",
+    "branch": "result of a branch",
     "output": "leaves as it came",
 }
 
@@ -27,7 +28,8 @@ class PlannedCollective:
 
     kind as in `Step`; `axes` of the mesh; `size_bytes` the larger of one device's operand and result; `count` runs
     per step; `op` the operation it belongs to (-1: it leaves the program), `value` the array that moves, `why` a
-    short reason; `late` whether nothing in the forward or backward pass waits for it.
+    short reason; `late` whether nothing in the forward or backward pass waits for it. `share` is the part of these
+    runs that is expected to happen, less than 1 within branches.
     """
 
     kind: str
@@ -38,6 +40,7 @@ class PlannedCollective:
     value: int
     why: str
     late: bool
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,10 @@ class _Realizer:
             if op not in self.ops:
                 self.follow(op, uses)
         self.found.sort(key=lambda item: item[0])
+        shares = {v.op.id: v.share for v in self.grouping.visits if v.share != 1.0}
+        found = [(at, replace(c, share=min(c.share, shares.get(c.op, 1.0)))) for at, c in self.found]
         layout = Layout(tuple(self.mesh.sizes.items()), self.values, self.shared, self.ops, self.moves)
-        return Realized(layout, tuple(c for _, c in self.found), tuple(p for p, _ in self.found), self.chosen)
+        return Realized(layout, tuple(c for _, c in found), tuple(p for p, _ in found), self.chosen)
 
     # ---- operands ----
     def serve(self, want: Want, copy: int) -> None:
@@ -116,10 +121,12 @@ class _Realizer:
                     start, shared = gathered, True
             steps = self.steps(want.value, group, start, target.dims)
         use = Use(want.value, target, shared, copy)
-        at = self.position[want.visit.op.id] if want.visit is not None else self.end_of(want)
+        leaves = want.role in ("output", "return", "stack", "branch")
+        at = self.end_of(want) if leaves or want.visit is None else self.position[want.visit.op.id]
         self.collect(
-            steps, at, want.count, want.visit.op.id if want.visit is not None else -1, want.value, self.why(want)
-        )
+            steps, at, want.count, want.visit.op.id if want.visit is not None else -1, want.value, self.why(want),
+            want.share,
+        )  # fmt: skip
         if want.role == "operand":
             assert want.visit is not None
             for visit, operand in ((want.visit, want.operand), *want.repeats):
@@ -173,11 +180,14 @@ class _Realizer:
     def why(self, want: Want) -> str:
         return _WHY[want.role]
 
-    def collect(self, steps: tuple[Step, ...], at: int, count: int, op: int, value: int, why: str) -> None:
+    def collect(
+        self, steps: tuple[Step, ...], at: int, count: int, op: int, value: int, why: str, share: float = 1.0
+    ) -> None:
         late = value not in self.priced.program.reaches
         for s in steps:
             if s.kind != "slice":
-                self.found.append((at, PlannedCollective(s.kind, s.axes, s.size_bytes, count, op, value, why, late)))
+                c = PlannedCollective(s.kind, s.axes, s.size_bytes, count, op, value, why, late, share)
+                self.found.append((at, c))
 
     # ---- operations ----
     def lead(self, group: Group, strategy: Strategy) -> None:

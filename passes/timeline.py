@@ -7,6 +7,10 @@ from passes.ir import Literal
 from passes.price import Priced, Pricer
 from passes.realize import PlannedCollective, Realized
 
+_AFTER = frozenset(
+    {"partial sum", "statistic", "leaves as it came", "handed to the next iteration", "stacked", "result of a branch"}
+)
+
 
 def simulate_plan(priced: Priced, realized: Realized) -> Timeline:
     """Issue every operation in order; a collective starts when its array is ready and its axes' links are free.
@@ -23,8 +27,7 @@ def tasks(priced: Priced, realized: Realized) -> list[Task]:
     moves: dict[int, list[PlannedCollective]] = {}
     sums: dict[int, list[PlannedCollective]] = {}
     for c, at in zip(realized.collectives, realized.position, strict=True):
-        after_op = c.why in ("partial sum", "statistic", "leaves as it came", "handed to the next iteration", "stacked")
-        (sums if after_op else moves).setdefault(at, []).append(c)
+        (sums if c.why in _AFTER else moves).setdefault(at, []).append(c)
     compute = builder.compute_by_position(realized)
     for i, visit in enumerate(priced.program.grouping.visits):
         waits = [builder.move(c) for c in moves.get(i, ())]
@@ -86,7 +89,9 @@ class _Builder:
             else 1.0
         )
         small = not self.priced.program.graph.values[c.value].shape
-        seconds = 0.0 if small else c.count * self.pricer.collective(c.kind, c.axes, float(c.size_bytes), share)
+        seconds = (
+            0.0 if small else c.count * c.share * self.pricer.collective(c.kind, c.axes, float(c.size_bytes), share)
+        )
         return self._add(" ".join(c.axes), seconds, after, c.kind)
 
     def _add(self, stream: str, seconds: float, after: tuple[int, ...], name: str) -> int:

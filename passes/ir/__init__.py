@@ -1,9 +1,12 @@
 """The project's own program representation."""
 
-from passes.ir.graph import Graph, Literal, Op, Operand, Region, Source, Value, Visit, verify, walk
-from passes.ir.sharding import Dims, Layout, MoveKey, OpDecision, Reduction, Sharding, Step, Use
+from passes.ir.control import Carry, Control, control_of, has_control
+from passes.ir.graph import Graph, Literal, Op, Operand, Region, Source, Value, Visit, region_share, verify, walk
+from passes.ir.sharding import Dims, Layout, MoveKey, OpDecision, Pack, Packed, Reduction, Sharding, Step, Use
 
 __all__ = [
+    "Carry",
+    "Control",
     "Dims",
     "Graph",
     "Layout",
@@ -12,6 +15,8 @@ __all__ = [
     "Op",
     "OpDecision",
     "Operand",
+    "Pack",
+    "Packed",
     "Reduction",
     "Region",
     "Sharding",
@@ -20,6 +25,9 @@ __all__ = [
     "Use",
     "Value",
     "Visit",
+    "control_of",
+    "has_control",
+    "region_share",
     "verify",
     "walk",
 ]

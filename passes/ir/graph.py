@@ -77,7 +77,7 @@ class Op:
 
     A `scan` has operands (consts, carry, xs), results (carry, ys), one region whose inputs are (consts, carry, x
     slices) and whose outputs are (carry, y slices); params hold `num_consts`, `num_carry`, `length`, `reverse`
-    whatever the JAX version.
+    whatever the JAX version. `control.py` says the same of `while` and `cond`.
     """
 
     id: int
@@ -119,20 +119,31 @@ class Graph:
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """An operation met by `walk`: how often it runs in one step, and the operations that enclose it, outermost
-    first."""
+    """An operation met by `walk`: how often it stands in one step, and the operations that enclose it, outermost
+    first. `share` is the part of these runs that really happens: of n branches, each counts 1/n."""
 
     op: Op
     count: int
     inside: tuple[Op, ...]
+    share: float = 1.0
+
+    @property
+    def runs(self) -> float:
+        """How often the operation is expected to run in one step."""
+        return self.count * self.share
 
 
-def walk(graph: Graph | Region, count: int = 1, inside: tuple[Op, ...] = ()) -> Iterator[Visit]:
+def walk(graph: Graph | Region, count: int = 1, inside: tuple[Op, ...] = (), share: float = 1.0) -> Iterator[Visit]:
     """Every operation in program order; a loop comes before its body, whose count is multiplied by the trip count."""
     for op in graph.ops:
-        yield Visit(op, count, inside)
+        yield Visit(op, count, inside, share)
         for region in op.regions:
-            yield from walk(region, count * region.trip_count, (*inside, op))
+            yield from walk(region, count * region.trip_count, (*inside, op), share * region_share(op))
+
+
+def region_share(op: Op) -> float:
+    """How often a region runs beside its trip count: of n branches each runs 1/n of the time."""
+    return 1.0 / len(op.regions) if op.primitive == "cond" else 1.0
 
 
 def verify(graph: Graph) -> None:

@@ -97,7 +97,8 @@ def _op_lines(ops: Sequence[Op], typed: Namer, name: Namer, depth: int, sources:
 
 def _region_lines(region: Region, typed: Namer, name: Namer, depth: int, sources: bool) -> Iterator[str]:
     pad = "  " * depth
-    trips = f"{region.trip_count}" + ("" if region.known else "?")
+    # What a loop is only taken to run is no part of what the program means.
+    trips = f"{region.trip_count}" if region.known else f"{region.trip_count}?" if sources else "?"
     yield f"{pad}body x{trips} (" + ", ".join(typed(v) for v in region.inputs) + ")"
     yield from _op_lines(region.ops, typed, name, depth + 1, sources)
     yield f"{pad}yield " + ", ".join(_operand(o, name) for o in region.outputs)

@@ -85,17 +85,27 @@ def test_carry_needed_by_a_later_iteration_stays():
     assert lower(graph, None, None)(jnp.ones(()), jnp.ones(())) == [f(jnp.ones(()), jnp.ones(()))]
 
 
-def test_while_and_cond_keep_their_bodies():
-    def f(x):
-        y, _ = jax.lax.while_loop(lambda c: c[0] < 10, lambda c: (c[0] + 1, jnp.sin(c[1])), (x, x))
-        return jax.lax.cond(x > 0, lambda v: v + 1, lambda v: v - 1, y)
+def test_while_and_cond_lose_what_nobody_reads():
+    def f(x, z):
+        def body(c):
+            return c[0] + 1, jnp.sin(c[1]), jnp.exp(c[2]), c[3] * z
 
-    traced = trace(f, (1.0,))
+        def asks(c):
+            return (c[0] < 10) & (c[3] < 100)
+
+        y, *_ = jax.lax.while_loop(asks, body, (x, x, x, x))
+        branch = (lambda v, w: (v + 1, jnp.cos(w)), lambda v, w: (v - z, w))
+        return jax.lax.cond(x > 0, *branch, y, x)[0]
+
+    traced = trace(f, (1.0, 3.0))
     graph = drop_dead(traced.graph)
     verify(graph)
-    assert "sin" in names(graph)
-    assert [r.known for op in graph.ops if op.primitive == "while" for r in op.regions] == [False, False]
-    assert lower(graph, None, None)(1.0) == [f(1.0)]
+    assert not {"sin", "exp", "cos"} & set(names(graph))
+    loop = next(op for op in graph.ops if op.primitive == "while")
+    assert (len(loop.outputs), loop.params["cond_nconsts"], loop.params["body_nconsts"]) == (2, 0, 1)
+    branch = next(op for op in graph.ops if op.primitive == "cond")
+    assert (len(branch.inputs), len(branch.outputs)) == (3, 1)
+    assert [float(y) for y in lower(graph, None, None)(1.0, 3.0)] == [float(f(1.0, 3.0))]
 
 
 def test_barrier_keeps_only_what_is_read():
