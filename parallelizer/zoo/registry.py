@@ -9,7 +9,8 @@ from section 3.7 of arXiv:1910.10683; unet-sd is the released Stable Diffusion 1
 of arXiv:2212.09748.
 Mixtral from arXiv:2401.04088 (32k context cut to 4k, where attention without tiling fits), deepseek-moe-16b from
 arXiv:2401.06066 and its released configuration; moe-* from the MoE table of arXiv:2201.12023 (Alpa) and its suite,
-with this zoo's decoder around the experts (no biases, rotary positions: 0.1 % fewer parameters).
+with this zoo's decoder around the experts (no biases, rotary positions: 0.1 % fewer parameters). DLRM as in MLPerf
+Training v0.7 to v2.1 (facebookresearch/dlrm, run_and_time.sh): 187,767,399 rows of 128 numbers.
 """
 
 from __future__ import annotations
@@ -88,6 +89,11 @@ _DEEPSEEK |= {"top_k": 6, "expert_mlp": 1408, "shared_mlp": 2816, "dense_mlp": 1
 _DEEPSEEK |= {"normalize": False, "balance": 1e-3, "dtype": "bfloat16", "remat": "full", "batch": 512}
 _TOY_MOE = {**_TOY, "kv_heads": 2, "experts": 8, "top_k": 2, "expert_mlp": 64}
 
+# Criteo Terabyte's categories as MLPerf trains on them.
+_CRITEO = (39_884_406, 39_043, 17_289, 7_420, 20_263, 3, 7_120, 1_543, 63, 38_532_951, 2_953_546, 403_346, 10, 2_208)
+_CRITEO += (11_938, 155, 4, 976, 14, 39_979_771, 25_641_295, 39_664_984, 585_935, 12_972, 108, 36)
+_DLRM = {"optimizer": "sgd", "learning_rate": 1.0, "weight_decay": 0.0, "clip_norm": None, "batch": 65_536}
+
 # Name -> (module of the family, options).
 _MODELS: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
     {
@@ -156,6 +162,11 @@ _MODELS: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
         "moe-10b": ("moe", _alpa_moe(16, 1536, 32)),
         "moe-27b": ("moe", _alpa_moe(16, 2048, 48)),
         "moe-70b": ("moe", _alpa_moe(32, 2048, 64)),
+        "dlrm-toy": (
+            "dlrm",
+            {**_DLRM, "rows": (2048, 1024, 512, 37, 8), "dim": 16, "bottom": (32, 16), "top": (64, 1), "batch": 64},
+        ),
+        "dlrm-criteo": ("dlrm", {**_DLRM, "rows": _CRITEO, "metrics": ("loss",)}),
     }
 )
 
