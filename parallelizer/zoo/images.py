@@ -21,19 +21,17 @@ NHWC = ("NHWC", "HWIO", "NHWC")
 STATISTICS_DECAY = 0.9
 
 
-def init_conv(key: jax.Array, size: int, inputs: int, outputs: int, bias: bool = True, std: float | None = None) -> Params:
+def init_conv(
+    key: jax.Array, size: int, inputs: int, outputs: int, bias: bool = True, std: float | None = None
+) -> Params:
     """A kernel of `size` x `size`, normal with variance 2 / fan-in (arXiv:1502.01852) unless `std` is given."""
     std = (2 / (size * size * inputs)) ** 0.5 if std is None else std
     return nn.init_dense(key, (size, size, inputs, outputs), (outputs,) if bias else None, std)
 
 
-def conv(
-    params: Params, x: jax.Array, stride: int = 1, padding: str | Sequence[tuple[int, int]] = "SAME"
-) -> jax.Array:
+def conv(params: Params, x: jax.Array, stride: int = 1, padding: str | Sequence[tuple[int, int]] = "SAME") -> jax.Array:
     """A convolution of [b, h, w, i] to [b, h / stride, w / stride, o], in the type of `x`."""
-    y = lax.conv_general_dilated(
-        x, params["kernel"].astype(x.dtype), (stride, stride), padding, dimension_numbers=NHWC
-    )
+    y = lax.conv_general_dilated(x, params["kernel"].astype(x.dtype), (stride, stride), padding, dimension_numbers=NHWC)
     return y + params["bias"].astype(x.dtype) if "bias" in params else y
 
 

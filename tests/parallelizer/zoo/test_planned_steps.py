@@ -1,0 +1,69 @@
+"""Every family's step under a plan: three steps equal those of one device, and the compiled program is as planned.
+
+The tolerances are those of `test_equivalence`, which says why; training runs with eps = 1e-3 for the same reason.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import parallelizer as pz
+from parallelizer import zoo
+from parallelizer.audit import compare
+from parallelizer.compiled.collectives import read_collectives
+from parallelizer.compiled.memory import read_memory
+
+STEPS = 3
+RTOL = 1e-5
+ATOL = 2e-5 * 1e-2 * STEPS
+MODELS: dict[str, dict[str, Any]] = {
+    "t5-toy": {"layers": 1, "learning_rate": 1e-2, "eps": 1e-3},
+    "vit-toy": {"learning_rate": 1e-2, "eps": 1e-3},
+    "resnet-toy": {"learning_rate": 1e-2},
+    "unet-toy": {"learning_rate": 1e-2, "eps": 1e-3},
+    "unet-toy-transposed": {"learning_rate": 1e-2, "eps": 1e-3, "multipliers": (1, 1), "attention": ()},
+    "dit-toy": {"learning_rate": 1e-2, "eps": 1e-3},
+}
+
+
+def plain(x: Any) -> np.ndarray:
+    """An array's numbers; those of a key are its bits."""
+    return np.asarray(jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
+
+
+@functools.cache
+def reference(name: str) -> tuple[Any, Any, list[Any], list[Any]]:
+    """The model, its initial state, its batches, and [state, metrics] after every step on one device."""
+    model = zoo.model(name, **MODELS[name])
+    state = jax.jit(model.init)(jax.random.key(0))
+    batches = [model.example_batch(jax.random.key(100 + i)) for i in range(STEPS)]
+    step, results, now = jax.jit(model.step), [], state
+    for batch in batches:
+        now, metrics = step(now, batch)
+        results.append((now, metrics))
+    return model, state, batches, results
+
+
+@pytest.mark.parametrize("mesh", [None, {"x": 2, "y": 4}], ids=["free", "2x4"])
+@pytest.mark.parametrize("name", MODELS)
+def test_three_steps_equal_one_device_and_the_program_is_as_planned(name: str, mesh: dict[str, int] | None) -> None:
+    model, state, batches, wanted = reference(name)
+    plan = pz.plan(model.step, model.state_shapes(), model.batch_shapes(), topology="cpu:8", mesh=mesh, strict=True)
+    assert plan.unknown == ()
+    program = plan.compile()
+    found = compare(plan, read_collectives(program.as_text()), read_memory(program), plan.mesh.topology)
+    assert found.ok, str(found)
+    (state_at, batch_at), _ = program.input_shardings
+    now = jax.device_put(state, state_at)
+    for batch, (_, metrics) in zip(batches, wanted, strict=True):
+        now, got = program(now, jax.device_put(batch, batch_at))
+        for key, value in metrics.items():
+            np.testing.assert_allclose(got[key], value, rtol=RTOL, err_msg=key)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(now), jax.tree.leaves(wanted[-1][0]), strict=True):
+        assert len(a.sharding.device_set) == 8
+        np.testing.assert_allclose(plain(a), plain(b), rtol=RTOL, atol=ATOL, err_msg=jax.tree_util.keystr(path))
