@@ -6,7 +6,8 @@ arXiv:2201.12023 (Alpa) with GPT-3's vocabulary and sequence; Llama 3 from table
 ResNet-50 from arXiv:1512.03385, wide-resnet-50-2 from arXiv:1605.07146 as released, the larger ones from the
 Wide-ResNet table of arXiv:2201.12023 (Alpa) and its suite_wresnet; ViT from table 1 of arXiv:2010.11929; T5
 from section 3.7 of arXiv:1910.10683; unet-sd is the released Stable Diffusion 1 (arXiv:2112.10752); DiT from table 1
-of arXiv:2212.09748.
+of arXiv:2212.09748; LSTMs: the large one of arXiv:1409.2329 and the big one of arXiv:1602.02410; Mamba from table 12 of
+arXiv:2312.00752 and its released configurations; s5-path-x from the appendix of arXiv:2208.04933.
 Mixtral from arXiv:2401.04088 (32k context cut to 4k, where attention without tiling fits), deepseek-moe-16b from
 arXiv:2401.06066 and its released configuration; moe-* from the MoE table of arXiv:2201.12023 (Alpa) and its suite,
 with this zoo's decoder around the experts (no biases, rotary positions: 0.1 % fewer parameters). DLRM as in MLPerf
@@ -60,6 +61,11 @@ def _dit(layers: int, embed: int, heads: int) -> dict[str, Any]:
     return {**_DIFFUSION, "layers": layers, "embed": embed, "heads": heads, "batch": 256}
 
 
+def _mamba(layers: int, embed: int) -> dict[str, Any]:
+    sizes = {"layers": layers, "embed": embed, "sequence": 2048}
+    return sizes | {"dtype": "bfloat16", "remat": "full", "batch": 256}
+
+
 _BYTES = {"vocab": 256, "learning_rate": 3e-3, "b2": 0.99}
 
 _TOY = {"layers": 2, "embed": 64, "heads": 8, "sequence": 32, "batch": 16, **_BYTES}
@@ -73,6 +79,8 @@ _TINY_NET = {"blocks": (1, 2), "base": 16, "image": 32, "classes": 16, "batch": 
 _DIFFUSION = {"learning_rate": 1e-4, "weight_decay": 0.0, "b2": 0.999, "dtype": "bfloat16", "remat": "full"}
 _TOY_UNET = {"base": 16, "multipliers": (1, 2), "blocks": 1, "attention": (1,), "heads": 4, "groups": 4, "image": 8}
 _TOY_UNET |= {"context": 16, "context_length": 4, "batch": 16}
+_LSTM = {"layers": 2, "learning_rate": 2e-3, "batch": 2048}
+_S5 = {"learning_rate": 2e-3, "weight_decay": 0.05, "b2": 0.999, "batch": 64}
 
 _MIXTRAL = _llama3(32, 4096, 32, 0) | {"sequence": 4096, "experts": 8, "top_k": 2, "expert_mlp": 14336}
 _MIXTRAL = {k: v for k, v in _MIXTRAL.items() if k != "mlp"} | {"rope_base": 1e6}
@@ -145,6 +153,14 @@ _MODELS: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
         "dit-b-2": ("dit", _dit(12, 768, 12)),
         "dit-l-2": ("dit", _dit(24, 1024, 16)),
         "dit-xl-2": ("dit", _dit(28, 1152, 16)),
+        "lstm-toy": ("lstm", {**_LSTM, "embed": 32, "hidden": 64, "vocab": 256, "sequence": 16, "batch": 16}),
+        "lstm-66m": ("lstm", {**_LSTM, "embed": 1500, "hidden": 1500, "sequence": 35, "batch": 640}),
+        "lstm-1.8b": ("lstm", {**_LSTM, "embed": 1024, "hidden": 8192, "vocab": 793_471, "sequence": 20}),
+        "mamba-toy": ("ssm", {**_mamba(2, 32), "sequence": 16, "states": 4, "batch": 16, "dtype": "float32", **_BYTES}),
+        "mamba-130m": ("ssm", _mamba(24, 768)),
+        "mamba-2.8b": ("ssm", _mamba(64, 2560)),
+        "s5-toy": ("s5", {**_S5, "layers": 2, "embed": 32, "states": 16, "sequence": 32, "batch": 16}),
+        "s5-path-x": ("s5", {**_S5, "layers": 6, "embed": 128, "states": 128, "sequence": 16_384, "remat": "full"}),
         "mixtral-toy": ("moe", _TOY_MOE),
         "mixtral-8x7b": ("moe", _MIXTRAL),
         "deepseek-moe-toy": (

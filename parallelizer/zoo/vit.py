@@ -1,4 +1,4 @@
-"""Vision Transformer (arXiv:2010.11929): patches by a convolution, a class token, a pre-norm encoder, as a plain pytree.
+"""Vision Transformer (arXiv:2010.11929): patches by a convolution, a class token, a pre-norm encoder; a plain pytree.
 
 Parameters, with L layers stacked in front where they are scanned:
 
