@@ -11,7 +11,8 @@ arXiv:2312.00752 and its released configurations; s5-path-x from the appendix of
 Mixtral from arXiv:2401.04088 (32k context cut to 4k, where attention without tiling fits), deepseek-moe-16b from
 arXiv:2401.06066 and its released configuration; moe-* from the MoE table of arXiv:2201.12023 (Alpa) and its suite,
 with this zoo's decoder around the experts (no biases, rotary positions: 0.1 % fewer parameters). DLRM as in MLPerf
-Training v0.7 to v2.1 (facebookresearch/dlrm, run_and_time.sh): 187,767,399 rows of 128 numbers.
+Training v0.7 to v2.1 (facebookresearch/dlrm, run_and_time.sh): 187,767,399 rows of 128 numbers. meshgraphnet as for
+the airfoil of arXiv:2010.03409 (5233 nodes, 15 steps, 128 wide); GraphCast at 0.25 degrees from arXiv:2212.12794.
 """
 
 from __future__ import annotations
@@ -66,6 +67,12 @@ def _mamba(layers: int, embed: int) -> dict[str, Any]:
     return sizes | {"dtype": "bfloat16", "remat": "full", "batch": 256}
 
 
+def _decode(family: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a model's options matters without training."""
+    training = ("learning_rate", "b2", "remat")
+    return {"family": family, **{k: v for k, v in options.items() if k not in training}}
+
+
 _BYTES = {"vocab": 256, "learning_rate": 3e-3, "b2": 0.99}
 
 _TOY = {"layers": 2, "embed": 64, "heads": 8, "sequence": 32, "batch": 16, **_BYTES}
@@ -101,6 +108,12 @@ _TOY_MOE = {**_TOY, "kv_heads": 2, "experts": 8, "top_k": 2, "expert_mlp": 64}
 _CRITEO = (39_884_406, 39_043, 17_289, 7_420, 20_263, 3, 7_120, 1_543, 63, 38_532_951, 2_953_546, 403_346, 10, 2_208)
 _CRITEO += (11_938, 155, 4, 976, 14, 39_979_771, 25_641_295, 39_664_984, 585_935, 12_972, 108, 36)
 _DLRM = {"optimizer": "sgd", "learning_rate": 1.0, "weight_decay": 0.0, "clip_norm": None, "batch": 65_536}
+
+_GRAPH = {"weight_decay": 0.0, "clip_norm": None, "learning_rate": 1e-3}
+_TOY_GRAPH = {**_GRAPH, "nodes": 60, "edges": 200, "inputs": 6, "outputs": 3, "latent": 16, "steps": 2, "multiple": 16}
+_GRAPHCAST = {"nodes": 1_038_240, "edges": 327_660, "mesh_nodes": 40_962, "to_mesh_edges": 1_618_746, "steps": 16}
+_GRAPHCAST |= {"from_mesh_edges": 3_114_720, "inputs": 477, "outputs": 227, "latent": 512, "hidden": 1}
+_GRAPHCAST |= {"activation": "silu", "dtype": "bfloat16", "remat": "full", "weight_decay": 0.1, "clip_norm": 32.0}
 
 # Name -> (module of the family, options).
 _MODELS: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
@@ -161,6 +174,11 @@ _MODELS: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
         "mamba-2.8b": ("ssm", _mamba(64, 2560)),
         "s5-toy": ("s5", {**_S5, "layers": 2, "embed": 32, "states": 16, "sequence": 32, "batch": 16}),
         "s5-path-x": ("s5", {**_S5, "layers": 6, "embed": 128, "states": 128, "sequence": 16_384, "remat": "full"}),
+        "gpt-toy-decode": ("decode", _decode("gpt", _TOY)),
+        "gpt3-175b-decode": ("decode", _decode("gpt", _gpt3(96, 12288, 96)) | {"batch": 256}),
+        "llama-toy-decode": ("decode", _decode("llama", {**_TOY, "kv_heads": 2, "mlp": 192})),
+        "llama3-8b-decode": ("decode", _decode("llama", _llama3(32, 4096, 32, 14336)) | {"batch": 64}),
+        "llama3-70b-decode": ("decode", _decode("llama", _llama3(80, 8192, 64, 28672)) | {"batch": 64}),
         "mixtral-toy": ("moe", _TOY_MOE),
         "mixtral-8x7b": ("moe", _MIXTRAL),
         "deepseek-moe-toy": (
@@ -183,6 +201,13 @@ _MODELS: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
             {**_DLRM, "rows": (2048, 1024, 512, 37, 8), "dim": 16, "bottom": (32, 16), "top": (64, 1), "batch": 64},
         ),
         "dlrm-criteo": ("dlrm", {**_DLRM, "rows": _CRITEO, "metrics": ("loss",)}),
+        "gnn-toy": ("gnn", {**_TOY_GRAPH, "batch": 8}),
+        "meshgraphnet": ("gnn", {**_GRAPH, "nodes": 5233, "edges": 30_898, "inputs": 12, "outputs": 3, "batch": 8}),
+        "graphcast-toy": (
+            "gnn",
+            {**_TOY_GRAPH, "mesh_nodes": 20, "to_mesh_edges": 90, "from_mesh_edges": 180, "hidden": 1, "batch": 8},
+        ),
+        "graphcast": ("gnn", {**_GRAPHCAST, "batch": 32}),
     }
 )
 

@@ -28,6 +28,11 @@ MODELS: dict[str, dict[str, Any]] = {
     "unet-toy": {"learning_rate": 1e-2, "eps": 1e-3},
     "unet-toy-transposed": {"learning_rate": 1e-2, "eps": 1e-3, "multipliers": (1, 1), "attention": ()},
     "dit-toy": {"learning_rate": 1e-2, "eps": 1e-3},
+    "lstm-toy": {"learning_rate": 1e-2, "eps": 1e-3},
+    "mamba-toy": {"learning_rate": 1e-2, "eps": 1e-3},
+    "s5-toy": {"learning_rate": 1e-2, "eps": 1e-3},
+    "gpt-toy-decode": {},
+    "llama-toy-decode": {},
 }
 
 
