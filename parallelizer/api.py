@@ -22,7 +22,7 @@ from parallelizer.errors import (
     TooFewDevicesError,
 )  # fmt: skip
 from parallelizer.nnx_adapter import NnxAdapter, adapt
-from parallelizer.planning import make_plan, resolve_topology
+from parallelizer.planning import make_plan, resolve_topology, with_trips
 from parallelizer.plans import Plan
 from parallelizer.runtime.devices import local_topology
 from parallelizer.runtime.program import OtherCall, Program
@@ -48,6 +48,7 @@ def plan(
     static_argnames: str | Iterable[str] = (),
     devices: Sequence[Any] | None = None,
     time_limit_s: float = 60.0,
+    loop_trips: int | Mapping[str, int] | None = None,
     **kwargs: Any,
 ) -> Plan:
     """Find how one training step is cut over a machine. Needs shapes, not devices.
@@ -56,7 +57,9 @@ def plan(
     ("v5p:4x4x4", "h100:8x16", "cpu:8") or a `Topology`; by default the devices at hand. `mesh` pins the logical mesh
     ({"x": 2, "y": 4}), `memory_bytes` the memory of a device, `pins` the sharding of arguments by path or glob
     ({"*/up/kernel": P(None, "x")}). `strict` refuses operations without a sharding rule. `time_limit_s` bounds the
-    search.
+    search. `loop_trips` says how often loops run that the program does not count (`while_loop`): one number, or one by
+    the function or "file.py:line" that they are written in; else they count as often as their condition allows, or
+    once.
 
     Raises the errors of `parallelizer.errors`; nothing is changed or run.
     """
@@ -69,7 +72,7 @@ def plan(
     options = {
         "topology": topology, "mesh": mesh, "memory_bytes": memory_bytes, "pins": pins, "strict": strict,
         "donate_argnums": donate_argnums, "static_argnums": static_argnums, "static_argnames": static_argnames,
-        "devices": devices, "time_limit_s": time_limit_s,
+        "devices": devices, "time_limit_s": time_limit_s, "loop_trips": loop_trips,
     }  # fmt: skip
     return planned(fn, args, kwargs, options)
 
@@ -99,14 +102,16 @@ def planned(
     traced = traced_call(fn, args, kwargs, *traced_with.values())
     mesh, pins = options.get("mesh"), options.get("pins") or {}
     rest = (options.get("memory_bytes"), options.get("pins"), options.get("strict", False))
-    limit_s = options.get("time_limit_s", 60.0)
+    limits = options.get("time_limit_s", 60.0), options.get("loop_trips")
     made: Plan | None = None
     if before is not None:
         with contextlib.suppress(ParallelizerError):  # then the state is moved at the first call with other shapes
             state = kept_shardings(before, traced)
-            made = make_plan(traced, machine, before.mesh.sizes, rest[0], {**state, **pins}, rest[2], limit_s)
+            made = make_plan(traced, machine, before.mesh.sizes, rest[0], {**state, **pins}, rest[2], *limits)
     if made is None:
-        made = make_plan(traced, machine, mesh, *rest, limit_s)
+        made = make_plan(traced, machine, mesh, *rest, *limits)
+    if limits[1] is not None:
+        traced_with["loop_trips"] = limits[1]
     return replace(made, devices=present, nnx=adapted is not None, options=traced_with)
 
 
@@ -153,9 +158,9 @@ def parallelize(fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     """Decorator: plan `fn` at its first call for the devices at hand, then run the plan.
 
     Used plain (`@pz.parallelize`) or with the options of `plan` (`topology=`, `devices=`, `mesh=`, `memory_bytes=`,
-    `pins=`, `strict=`, `donate_argnums=`, `static_argnums=`, `static_argnames=`). One program is kept per shape
-    signature. `.plan` is the plan last used; `.__wrapped__` the undecorated function, which keeps working whatever
-    happens here.
+    `pins=`, `strict=`, `loop_trips=`, `donate_argnums=`, `static_argnums=`, `static_argnames=`). One program is kept
+    per shape signature. `.plan` is the plan last used; `.__wrapped__` the undecorated function, which keeps working
+    whatever happens here.
     """
     if fn is None:
         return functools.partial(parallelize, **options)
@@ -167,7 +172,7 @@ class Parallelized:
 
     _KNOWN = (
         "topology", "mesh", "memory_bytes", "pins", "strict", "donate_argnums", "static_argnums", "static_argnames",
-        "devices", "time_limit_s",
+        "devices", "time_limit_s", "loop_trips",
     )  # fmt: skip
 
     def __init__(self, fn: Callable[..., Any], options: Mapping[str, Any]) -> None:
@@ -265,7 +270,7 @@ def bound(made: Plan, fn: Callable[..., Any], args: Sequence[Any], kwargs: Mappi
     options = made.options
     static = options.get("static_argnums", ()), options.get("static_argnames", ())
     traced = traced_call(fn, args, kwargs, *static, options.get("donate_argnums", ()))
-    graph = drop_dead(traced.graph)
+    graph, _ = with_trips(drop_dead(traced.graph), options.get("loop_trips"))
     given = {
         p: f"{graph.values[v].dtype}[{','.join(map(str, graph.values[v].shape))}]"
         for p, v in zip(graph.input_paths, graph.inputs, strict=True)

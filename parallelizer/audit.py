@@ -12,6 +12,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import prod
 from typing import Any
 
 from cost_model.topology import Topology, parse_topology
@@ -190,6 +191,7 @@ def _planned(plan: Plan, topology: Topology, notes: list[str]) -> Iterator[Part]
 
 def _compiled(plan: Plan, found: Iterable[CompiledCollective], notes: list[str]) -> Iterator[Part]:
     partly = unknown = repairs = 0
+    lengths = _lengths(plan.graph)
     for c in found:
         if c.part_of == "reduce_scatter":
             repairs += c.size_bytes * c.count
@@ -207,13 +209,14 @@ def _compiled(plan: Plan, found: Iterable[CompiledCollective], notes: list[str])
                 detail += f", part of {c.part_of.lower()}"
             if name:
                 detail += f", {_short(name)}"
+            count = c.count * (1 if c.count_known else lengths.get(_op_of(name), 1))
             yield Part(
                 c.kind,
                 axes,
                 _op_of(name),
-                size * c.count,
+                size * count,
                 size,
-                c.count,
+                count,
                 detail,
                 sliced,
                 c.dtypes in (("bf16",), ("f16",)),
@@ -221,9 +224,21 @@ def _compiled(plan: Plan, found: Iterable[CompiledCollective], notes: list[str])
     if partly:
         notes.append(f"{partly} compiled collectives join only a part of the axes that they are listed under")
     if unknown:
-        notes.append(f"{unknown} compiled collectives run in loops of unknown length, counted once")
+        notes.append(f"{unknown} compiled collectives run in loops of unknown length, counted as the plan counts them")
     if repairs:
         notes.append(f"{bytes_text(repairs)} of permutes repair padded reduce-scatters and are not compared")
+
+
+def _lengths(graph: Graph | None) -> Mapping[int, int]:
+    """How often operations run within the `while` loops around them, as the plan counts these loops.
+
+    Compilers count loops that JAX made of a known length, so where one is not counted it is one of these.
+    """
+    out: dict[int, int] = {}
+    for visit in walk(graph) if graph is not None else ():
+        loops = [*visit.inside, visit.op] if visit.op.regions else visit.inside
+        out[visit.op.id] = prod(op.regions[-1].trip_count for op in loops if op.primitive == "while")
+    return out
 
 
 def _op_of(name: str) -> int:

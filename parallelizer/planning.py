@@ -22,6 +22,7 @@ from parallelizer.errors import (
 from parallelizer.pins import check_pins, pin_axes, read_pins
 from parallelizer.plans import Array, Choice, Collective, Cost, Memory, Plan, Tried
 from parallelizer.relaxations import Asked, does_not_fit
+from parallelizer.rule_errors import BadTripsError, UnknownLoopError
 from parallelizer.tracer import Traced
 from passes.explain import adjacency, reason
 from passes.ir import Graph, Literal, Sharding, walk
@@ -29,6 +30,7 @@ from passes.ir.text import graph_hash
 from passes.layout import Found, MemoryError_, PinError, search_layout
 from passes.meshes import AXIS_NAMES, candidate_meshes
 from passes.normalize import drop_dead
+from passes.trips import Loop, TripError, hinted
 
 
 def resolve_topology(topology: str | Topology) -> Topology:
@@ -61,10 +63,11 @@ def make_plan(
     pins: Mapping[str, Any] | None = None,
     strict: bool = False,
     time_limit_s: float = 60.0,
+    loop_trips: int | Mapping[str, int] | None = None,
 ) -> Plan:
-    """Search and report. Raises the errors of bad pins, meshes, memory and (strict) unknown operations."""
+    """Search and report. Raises the errors of bad pins, meshes, memory, loop_trips and (strict) unknown operations."""
     start = time.monotonic()
-    graph = drop_dead(traced.graph)
+    graph, loops = with_trips(drop_dead(traced.graph), loop_trips)
     pinned = read_pins(pins or {}, graph)
     meshes = meshes_for(topology, mesh, pin_axes(pinned))
     legal = [m for m in meshes if _legal(pinned, graph, m)]
@@ -82,7 +85,18 @@ def make_plan(
     unknown = _unknown(best)
     if strict and unknown:
         raise UnknownPrimitiveError.of(unknown)
-    return _report(traced, graph, topology, best, found, limit, pinned, unknown, time.monotonic() - start)
+    plan = _report(traced, graph, topology, best, found, limit, pinned, unknown, time.monotonic() - start)
+    return replace(plan, loops=loops)
+
+
+def with_trips(graph: Graph, loop_trips: int | Mapping[str, int] | None) -> tuple[Graph, tuple[Loop, ...]]:
+    """The graph with the user's trip counts. Raises UnknownLoopError, BadTripsError."""
+    try:
+        return hinted(graph, loop_trips)
+    except TripError as error:
+        raise UnknownLoopError.of(error.hint, error.known) from error
+    except ValueError as error:
+        raise BadTripsError.of(loop_trips or 0, str(error)) from error
 
 
 def _legal(pinned: Mapping[int, tuple[str, Sharding]], graph: Graph, mesh: LogicalMesh) -> bool:

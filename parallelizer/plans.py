@@ -16,6 +16,7 @@ from parallelizer.moves import to_spec
 from parallelizer.tracer import Traced
 from passes.ir import Graph, Layout, Sharding
 from passes.layout import Found
+from passes.trips import Loop
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +111,11 @@ class Memory:
 class Plan:
     """Everything that was decided about one function, shapes and topology.
 
-    `bound` is a lower bound on `objective_s`, the linear price (nothing overlapped) that the search minimises on
-    this mesh, and `gap` the share of it by which the plan may be improvable: 0 is proven best. `cost` is the
-    simulated step. `options` are the static and donated arguments that the function was traced with, `nnx` whether
-    it takes nnx objects. `live` and `traced` are there when the plan was made in this process; a loaded plan gets
-    them from `apply` or `compile`.
+    `bound` is a lower bound on `objective_s`, the linear price (nothing overlapped) that the search minimises on this
+    mesh, and `gap` the share of it by which the plan may be improvable: 0 is proven best. `cost` is the simulated step.
+    `options` are the static and donated arguments that the function was traced with, `nnx` whether it takes nnx
+    objects, `loops` what loops of unknown length were taken to run. `live` and `traced` are there when the plan was
+    made in this process; a loaded plan gets them from `apply` or `compile`.
     """
 
     function: str
@@ -145,6 +146,7 @@ class Plan:
     devices: tuple[Any, ...] | None = None
     nnx: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    loops: tuple[Loop, ...] = ()
 
     # ---- shardings ----
     @property

@@ -129,7 +129,7 @@ def _plan_in(data: dict[str, Any]) -> Plan:
 
 def _listed(value: Any) -> Any:
     """Option values as JSON has them; a number or name alone stays alone."""
-    return value if isinstance(value, int | str) else list(value)
+    return value if isinstance(value, int | str | dict) else list(value)
 
 
 def _mesh_out(mesh: LogicalMesh, writer: Writer) -> dict[str, Any]:

@@ -18,7 +18,7 @@ _PLAIN = ("convert_element_type", "copy", "reshape", "squeeze", "broadcast_in_di
 @dataclass(frozen=True, slots=True)
 class Loop:
     """A loop whose length the program does not say: operation number `op`, written at `source`, is taken to run
-    `trips` times, because "the user" says so, its "condition" allows no more, or for lack of anything better
+    `trips` times, because the "user" says so, its "condition" allows no more, or for lack of anything better
     ("unknown")."""
 
     op: int
@@ -71,7 +71,10 @@ def hinted(graph: Graph, hints: int | Mapping[str, int] | None) -> tuple[Graph, 
     table: Mapping[str, int] = {"*": hints} if isinstance(hints, int) else dict(hints or {})
     for place, trips in table.items():
         if isinstance(trips, bool) or not isinstance(trips, int) or trips < 1:
-            raise ValueError(f"a loop runs a whole number of times, at least 1, not {trips!r} ({place})")
+            raise ValueError(
+                f"a loop runs a whole number of times, at least 1, not {trips!r}"
+                + ("" if place == "*" else f" ({place})")
+            )
     loops: list[Loop] = []
     used: set[str] = set()
 
@@ -85,7 +88,7 @@ def hinted(graph: Graph, hints: int | Mapping[str, int] | None) -> tuple[Graph, 
             if place is not None:
                 used.update(p for p in table if _is_at(op, p))
                 op = _with_trips(op, table[place], False)
-                loops.append(Loop(op.id, source, table[place], "the user"))
+                loops.append(Loop(op.id, source, table[place], "user"))
             else:
                 loops.append(Loop(op.id, source, trips, "unknown" if trips == 1 else "condition"))
         regions = tuple(replace(r, ops=tuple(visit(o) for o in r.ops)) for r in op.regions)

@@ -8,7 +8,7 @@ from importlib.resources import files
 
 from parallelizer.inspect.facts import ArgumentRow, Traffic, argument_rows, roles, traffic
 from parallelizer.inspect.pictures import colour, picture
-from parallelizer.inspect.report import reason_of, shown_arguments, why
+from parallelizer.inspect.report import RULES, TRIPS, reason_of, shown_arguments, why
 from parallelizer.inspect.words import (
     change_text,
     kind_text,
@@ -274,9 +274,14 @@ def _unknown(plan: Plan) -> str:
     if plan.unknown:
         found = [(f"<code>{escape(n)}</code>", str(k), escape(short_source(w))) for n, k, w in plan.unknown]
         out += (
-            '<div class="pz-warning"><h3>Operations without a rule <small>not cut, their cost is not known</small></h3>'
+            '<div class="pz-warning"><h3>Operations without a rule <small>not cut, their cost is not known; '
+            f"{escape(RULES)}</small></h3>"
         )
         out += _table(("operation", "times", "first at"), found, ("times",)) + "</div>"
+    if plan.loops:
+        counted = [(escape(short_source(k.source)), f"{k.trips} x", escape(TRIPS[k.why])) for k in plan.loops]
+        out += "<h3>Loops whose length the program does not say</h3>"
+        out += _table(("loop", "priced as", "because"), counted, ("priced as",))
     return out
 
 

@@ -35,6 +35,12 @@ _NARROW, _WIDE, _REASON = 28, 36, 22  # columns of array names and reasons
 _COLLECTIVES = 12
 _ARGUMENTS = 40
 _MESHES = 8
+RULES = "give them one with pz.register_rule (docs/rules.md)"
+TRIPS = {
+    "user": "loop_trips says so",
+    "condition": "its condition allows no more; loop_trips={...} says otherwise",
+    "unknown": "nothing is known; say how often with loop_trips={...}",
+}
 
 
 def summary(plan: Plan) -> str:
@@ -214,7 +220,12 @@ def _warnings(plan: Plan) -> list[RenderableType]:
         rows = table("operation", "times", "first at", right=("times",))
         for name, count, where in plan.unknown:
             rows.add_row(name, str(count), short_source(where))
-        out += ["", "OPERATIONS WITHOUT A RULE: not cut, their cost is not known", rows]
+        out += ["", f"OPERATIONS WITHOUT A RULE: not cut, their cost is not known; {RULES}", rows]
+    if plan.loops:
+        rows = table("loop", "priced as", "because", right=("priced as",))
+        for loop in plan.loops:
+            rows.add_row(short_source(loop.source) or "-", f"{loop.trips} x", TRIPS[loop.why])
+        out += ["", "LOOPS WHOSE LENGTH THE PROGRAM DOES NOT SAY", rows]
     return out
 
 
