@@ -12,7 +12,8 @@ Mixtral from arXiv:2401.04088 (32k context cut to 4k, where attention without ti
 arXiv:2401.06066 and its released configuration; moe-* from the MoE table of arXiv:2201.12023 (Alpa) and its suite,
 with this zoo's decoder around the experts (no biases, rotary positions: 0.1 % fewer parameters). DLRM as in MLPerf
 Training v0.7 to v2.1 (facebookresearch/dlrm, run_and_time.sh): 187,767,399 rows of 128 numbers. meshgraphnet as for
-the airfoil of arXiv:2010.03409 (5233 nodes, 15 steps, 128 wide); GraphCast at 0.25 degrees from arXiv:2212.12794.
+the airfoil of arXiv:2010.03409 (5233 nodes, 15 steps, 128 wide); GraphCast at 0.25 degrees from arXiv:2212.12794;
+FNet from table 1 of arXiv:2105.03824.
 """
 
 from __future__ import annotations
@@ -115,6 +116,9 @@ _GRAPHCAST = {"nodes": 1_038_240, "edges": 327_660, "mesh_nodes": 40_962, "to_me
 _GRAPHCAST |= {"from_mesh_edges": 3_114_720, "inputs": 477, "outputs": 227, "latent": 512, "hidden": 1}
 _GRAPHCAST |= {"activation": "silu", "dtype": "bfloat16", "remat": "full", "weight_decay": 0.1, "clip_norm": 32.0}
 
+_FNET = {"sequence": 512, "dtype": "bfloat16", "batch": 256, "learning_rate": 1e-4}
+_TOY_FNET = {"layers": 2, "embed": 32, "mlp": 64, "sequence": 32, "batch": 16, **_BYTES}
+
 # Name -> (module of the family, options).
 _MODELS: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
     {
@@ -208,6 +212,10 @@ _MODELS: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
             {**_TOY_GRAPH, "mesh_nodes": 20, "to_mesh_edges": 90, "from_mesh_edges": 180, "hidden": 1, "batch": 8},
         ),
         "graphcast": ("gnn", {**_GRAPHCAST, "batch": 32}),
+        "fnet-toy": ("fnet", _TOY_FNET),
+        "fnet-filter-toy": ("fnet", {**_TOY_FNET, "mixing": "filter"}),
+        "fnet-base": ("fnet", {**_FNET, "layers": 12, "embed": 768, "mlp": 3072}),
+        "fnet-large": ("fnet", {**_FNET, "layers": 24, "embed": 1024, "mlp": 4096}),
     }
 )
 
