@@ -62,7 +62,8 @@ class Core:
 @dataclass(frozen=True, slots=True, eq=False)
 class Undo:
     """One step back. `kind`: "restrict" (table: new strategy -> old; forward: old -> new or -1), "follow" (node =
-    table of `other`'s strategy), "between" (node = table of the strategies of `other` and `third`)."""
+    table of `other`'s strategy), "between" (node = table of the strategies of `other` and `third`), "among" (node =
+    table of the strategies of all `around`, each first through its map, None the identity)."""
 
     kind: str
     node: int
@@ -70,6 +71,8 @@ class Undo:
     other: int = -1
     third: int = -1
     forward: np.ndarray | None = None
+    around: tuple[int, ...] = ()
+    maps: tuple[np.ndarray | None, ...] = ()
 
 
 class Infeasible(Exception):
@@ -89,6 +92,9 @@ def restore(undo: Sequence[Undo], nodes: np.ndarray, total: int, choice: np.ndar
             full[step.node] = step.table[full[step.node]]
         elif step.kind == "follow":
             full[step.node] = step.table[full[step.other] if step.other >= 0 else 0]
+        elif step.kind == "among":
+            places = (full[w] if m is None else m[full[w]] for w, m in zip(step.around, step.maps, strict=True))
+            full[step.node] = step.table[tuple(places)]
         else:
             full[step.node] = step.table[full[step.other], full[step.third]]
     return full

@@ -10,15 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from .core import Infeasible
-from .dual import ascend, new_dual
 from .engine import Best, run
-from .exact import milp_entries, solve_milp
-from .flat import flatten
+from .overuse import least_peak
 from .presolve import presolve
-from .problem import IMPOSSIBLE, Problem, evaluate
+from .problem import Problem, evaluate
 
-# Where HiGHS is asked for the least over-use of an infeasible problem: entries of the program, and seconds.
-_MILP_ENTRIES = 300_000
+# The least over-use of an infeasible problem is looked for so long.
 _OVER_USE_S = 10.0
 
 
@@ -38,7 +35,8 @@ class Solution:
 
     `choice` [nodes] is None without a feasible choice. `bound` is below every feasible cost; `gap` is what the choice
     may cost too much, as a share of its cost (0 when optimal, infinite without a choice). When memory makes the problem
-    infeasible, `over_bytes` says by how much the least peak exceeds the limit and `least_over` reaches it.
+    infeasible, `over_bytes` says by how much the least peak found exceeds the limit, `least_over` reaches it, and every
+    choice exceeds the limit by at least `over_bound_bytes`: both are the same unless time ran out.
     """
 
     choice: tuple[int, ...] | None
@@ -49,6 +47,7 @@ class Solution:
     trace: tuple[Incumbent, ...]
     over_bytes: float = 0
     least_over: tuple[int, ...] | None = None
+    over_bound_bytes: float = 0
 
 
 def solve(
@@ -97,30 +96,10 @@ def solve(
 
 def _infeasible(problem: Problem, deadline: float, seed: int, trace: list[Incumbent]) -> Solution:
     """Say by how much: the least peak over all choices of finite cost."""
-    free = Problem(
-        tuple(np.where(c >= IMPOSSIBLE, np.inf, 0.0) for c in problem.node_costs),
-        problem.edges,
-        problem.memory,
-        problem.memory_limit,
-    )
     over: float = 0
-    least = None
-    try:
-        reduced = presolve(free, check_room=False)
-        choice = None
-        if milp_entries(reduced.core) <= _MILP_ENTRIES:
-            left = min(_OVER_USE_S, max(0.5, deadline - time.monotonic()))
-            choice = solve_milp(reduced.core, left, seed % 2**31, relax_memory=True).choice
-        if choice is None:
-            flat = flatten(reduced.core)
-            dual = new_dual(flat)
-            ascend(flat, dual, 100)
-            choice = dual.choice
-        least = tuple(int(s) for s in reduced.restore(choice))
-        found = evaluate(problem, least)
-        if found.cost == math.inf:
-            least = None
-        over = found.over_bytes if least is not None else 0
-    except Infeasible:
-        pass  # impossible entries alone leave nothing: no memory would help
-    return Solution(None, math.inf, math.inf, math.inf, "infeasible", tuple(trace), over, least)
+    bound: float = 0
+    least = least_peak(problem, min(deadline, time.monotonic() + _OVER_USE_S), seed)
+    if least.choice is not None and problem.memory_limit is not None:
+        over = evaluate(problem, least.choice).over_bytes
+        bound = min(over, max(0, least.bound - problem.memory_limit))
+    return Solution(None, math.inf, math.inf, math.inf, "infeasible", tuple(trace), over, least.choice, bound)

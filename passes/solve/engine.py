@@ -6,45 +6,45 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
 from .branch import Tree
 from .core import Core, Infeasible
 from .dual import Dual, ascend, cut, first_price, forced_costs, new_dual
+from .effort import Effort, effort_for
 from .exact import milp_entries, solve_milp
 from .flat import Flat, flatten
 from .messages import cost_of, usage_of
+from .parts import Joint, Part, split
 from .presolve import Presolved
 from .problem import Problem, evaluate
-from .search import Walker, new_walker, walk
+from .search import Walker, learn, new_walker, take_over, walk
 
 # A proof in floating point is good to this share of the cost; integer problems are proved to the unit.
 FLOAT_GAP = 1e-9
 # Turns of the dual ascent between looks at the clock, and turns without progress after which it stops.
 _SLICE = 8
 _PATIENCE = 50
+# Turns of the ascent that give every part of a core a first bound.
+_GLANCE = 30
 # Moves between meetings of the walkers.
 _BLOCK = 100
 
 
-@dataclass(frozen=True, slots=True)
-class Effort:
-    """What to spend by size: `strategies` is the largest core the line is for."""
+class Incumbents(Protocol):
+    """Where an engine reports: the best choice so far, what it costs, and the bound."""
 
-    strategies: int
-    rounds: int  # of the first ascent
-    moves: int  # of the first burst of search; bursts double
-    branches: int  # between bursts; 0 where a branch costs more than it tells
-    cut_share: float  # forbidden strategies that are worth presolving again
+    cost: float
+    bound: float
 
+    @property
+    def choice(self) -> object: ...
 
-EFFORTS = (
-    Effort(200, 150, 50, 50, 0.02),
-    Effort(6_000, 300, 300, 20, 0.05),
-    Effort(20_000, 400, 1_000, 2, 0.15),
-    Effort(2**62, 300, 1_000, 0, 0.25),
-)
+    def offer(self, choice: np.ndarray, stage: str) -> bool: ...
+
+    def raise_bound(self, bound: float, stage: str) -> None: ...
 
 
 @dataclass(slots=True)
@@ -79,7 +79,7 @@ class Best:
 class Engine:
     """Works on `reduced` until proof or `deadline` (monotonic seconds); the outcome is in `best` and `proved`."""
 
-    best: Best
+    best: Incumbents
     deadline: float
     seed: int
     workers: int
@@ -98,6 +98,9 @@ class Engine:
                 if not core.costs:
                     self._offer(core, np.zeros(0, dtype=np.int64), "presolve")
                     raise Infeasible
+                parts = split(core)
+                if len(parts) > 1 and self._apart(core, parts):
+                    return
                 level = _Level(self, core, flatten(core), start, price)
                 smaller = level.work()
                 if smaller is None:
@@ -117,16 +120,61 @@ class Engine:
 
     def ceiling(self, core: Core, f: Flat) -> float:
         """The largest scaled cost that would still be an improvement."""
+        if self.best.cost == math.inf:
+            return math.inf
         step = 1.0 if core.integral else FLOAT_GAP * abs(self.best.cost)
-        return math.inf if self.best.choice is None else (self.best.cost - step - core.constant) * f.scale
+        return (self.best.cost - step - core.constant) * f.scale
 
     def _offer(self, core: Core, choice: np.ndarray, stage: str) -> bool:
         for step in reversed(self.chain):
             choice = step.restore(choice)
         return self.best.offer(choice, stage)
 
+    def _apart(self, core: Core, parts: Sequence[Part]) -> bool:
+        """Solve the parts of `core` one by one, the largest last with all the time that is left.
+
+        True when that is the end of it; False if rounding kept the parts' choices from being one of the whole. Raises
+        `Infeasible` when nothing in `core` is better than the best.
+        """
+
+        def bound(value: float, stage: str) -> None:
+            cost = self.best.cost
+            self.best.raise_bound(min(value, cost - (self._tolerance(core) if cost < math.inf else 0.0)), stage)
+
+        joint = Joint(core, parts, lambda choice, stage: self._offer(core, choice, stage), bound)
+        for best in joint.bests:  # a bound for each, and where it is easy a choice, so that a stop finds one of all
+            f = flatten(best.core)
+            dual = new_dual(f)
+            ascend(f, dual, _GLANCE)
+            best.raise_bound(_unscaled(best.core, f, dual.bound), "dual")
+            if dual.over == 0:
+                best.offer(dual.choice, "dual")
+        sizes = [sum(c.size for c in part.core.costs) for part in parts]
+        proved = 0
+        for i, (part, best) in enumerate(zip(parts, joint.bests, strict=True)):
+            now = time.monotonic()
+            until = now + (self.deadline - now) * sizes[i] / sum(sizes[i:])
+            share = self.presolve_s * sizes[i] / sum(sizes)
+            if best.choice is None:
+                best.cost = joint.cap(i, self.best.cost)
+            engine = Engine(best, until, hash((self.seed, len(self.chain), i)), self.workers, presolve_s=share)
+            alone = np.arange(part.nodes.size)
+            engine.run(Presolved(part.core, (), alone, alone.size), None)
+            proved += engine.proved
+        if proved < len(parts):
+            return True
+        if joint.cost < self.best.cost - self._tolerance(core):
+            return False
+        raise Infeasible
+
     def late(self) -> bool:
         return time.monotonic() >= self.deadline
+
+
+def _unscaled(core: Core, f: Flat, bound: float) -> float:
+    """A bound in the core's own costs, its constant included."""
+    value = bound / f.scale  # exact: a power of two
+    return core.constant + (math.ceil(value) if core.integral and value > -math.inf else value)
 
 
 def _carried(old: Core, new: Core, price: np.ndarray) -> np.ndarray:
@@ -153,14 +201,15 @@ class _Level:
     tree: Tree | None = None
     exact_tried: bool = False
     rounds: int = 0
+    elites: list[np.ndarray] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.dual = new_dual(self.f, None if self.price is None else self.price * self.f.scale)
 
     def work(self) -> Presolved | None:
         engine, f = self.engine, self.f
-        effort = next(e for e in EFFORTS if f.cost.size <= e.strategies)
-        self._ascend(effort.rounds)
+        effort = effort_for(f.cost.size)
+        self._ascend(effort.turns)
         self.walkers = self._new_walkers()
         moves, branches = effort.moves, effort.branches
         while not engine.late():
@@ -173,10 +222,10 @@ class _Level:
             if branches and self._branch(branches):
                 raise Infeasible
             if branches and self.tree is not None and self.tree.expanded > 300 and not self.exact_tried:
-                self._exact()
+                self._exact(effort)
             self.dual.restart(0.2)
-            self._ascend(effort.rounds // 2)
-            self._challenge(moves)
+            self._ascend(effort.turns // 2)
+            self._challenge(moves, effort.elites)
             moves, branches = moves * 2, branches * 2
         return None
 
@@ -186,8 +235,7 @@ class _Level:
     def _bound(self, scaled: float, stage: str) -> None:
         """Take a bound on what is left of this core; what cuts removed costs at least the best."""
         if scaled > -math.inf:
-            value = scaled / self.f.scale  # exact: a power of two
-            value = self.core.constant + (math.ceil(value) if self.core.integral else value)
+            value = _unscaled(self.core, self.f, scaled)
             cost = self.engine.best.cost
             tolerance = 0.0 if self.core.integral or cost == math.inf else FLOAT_GAP * abs(cost)
             self.engine.best.raise_bound(min(value, cost - tolerance), stage)
@@ -212,19 +260,24 @@ class _Level:
         if cost_of(self.f, choice) <= self._ceiling():
             self.engine._offer(self.core, choice, stage)
 
-    def _challenge(self, moves: int) -> None:
+    def _challenge(self, moves: int, elites: int) -> None:
         """New walkers from where the dual is now: better prices often lead past a choice that the old ones are stuck
-        at.
+        at. What either side and the bests of earlier rounds have in advance goes into one choice.
         """
-        old = self.walkers
+        old = min(self.walkers, key=lambda w: w.key)
         self.rounds += 1
         self.start = None
         self.walkers = self._new_walkers()
         self._search(moves // 2)
-        for walker in old:
-            walker.price[:] = self.dual.price
-        if min(w.key for w in old) <= min(w.key for w in self.walkers):
-            self.walkers = old
+        new = min(self.walkers, key=lambda w: w.key)
+        old.price[:] = self.dual.price
+        best, other = (old, new) if old.key <= new.key else (new, old)
+        self.elites = [*self.elites, other.choice.copy()][-elites:]
+        better = sum([learn(self.f, best, elite) for elite in reversed(self.elites)])
+        for walker in self.walkers:
+            take_over(walker, best)
+        if better and best.status[1] == 0:
+            self._take(best.choice, "relink")
 
     def _new_walkers(self) -> list[Walker]:
         begin = self.dual.choice
@@ -282,10 +335,10 @@ class _Level:
             self._bound(self.tree.bound, "branch")
         return closed
 
-    def _exact(self) -> None:
+    def _exact(self, effort: Effort) -> None:
         """Let HiGHS look for a better choice; its bound is not taken, for it is not certified."""
         self.exact_tried = True
-        if milp_entries(self.core) <= 100_000:
+        if milp_entries(self.core) <= effort.milp_entries:
             left = self.engine.deadline - time.monotonic()
             start = self.walkers[0].choice
             result = solve_milp(self.core, left * 0.3, self.engine.seed % 2**31, start)

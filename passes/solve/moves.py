@@ -146,7 +146,7 @@ def _decide(
 
 
 @njit(cache=True, nogil=True)
-def _difference(f: Flat, order: np.ndarray, size: int, inside: np.ndarray, old: np.ndarray, new: np.ndarray) -> float:
+def difference(f: Flat, order: np.ndarray, size: int, inside: np.ndarray, old: np.ndarray, new: np.ndarray) -> float:
     """Exact cost of `new` minus `old`, which differ in forest nodes only."""
     total = 0.0
     for step in range(size):
@@ -168,7 +168,7 @@ def _difference(f: Flat, order: np.ndarray, size: int, inside: np.ndarray, old: 
 
 
 @njit(cache=True, nogil=True)
-def _moved_usage(
+def moved_usage(
     f: Flat,
     order: np.ndarray,
     size: int,
@@ -301,9 +301,9 @@ def improve(
             for t in range(rows):
                 total[t + 1] = total[t] + local_price[t]
             _decide(f, order, size, up, fixed, total, theta, back, lean, arg, new)
-            over = _moved_usage(f, order, size, choice, new, usage, change, moved)
+            over = moved_usage(f, order, size, choice, new, usage, change, moved)
             if over < status[1] or (over == 0 and status[1] == 0):
-                gain = _difference(f, order, size, inside, choice, new)
+                gain = difference(f, order, size, inside, choice, new)
                 if over < status[1] or gain <= 0:
                     if gain < 0 or over < status[1]:
                         status[3] += 1

@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .core import Core, Infeasible, Undo, project, restore, used
+from .effort import effort_for
+from .eliminate import eliminate_regions
 from .problem import Problem
 from .workspace import Workspace
 
@@ -61,6 +63,7 @@ def _reduced(work: Workspace, check_room: bool) -> Presolved:
             work.restrict(u, finite)
     make_consistent(work, range(len(work.matrix)))
     work.touched = set(range(total))
+    effort = effort_for(sum(c.size for c in work.cost))
     while True:
         before = len(work.undo)
         todo, work.touched = work.touched, set()
@@ -71,6 +74,8 @@ def _reduced(work: Workspace, check_room: bool) -> Presolved:
         drop_separable(work, todo | work.touched)
         fix_single(work)
         eliminate_small(work)
+        for w in sorted(eliminate_regions(work, todo | work.touched, effort.region_entries, effort.region_nodes)):
+            make_consistent(work, list(work.near[w].values()))
         drop_beaten(work, todo | work.touched)
         if len(work.undo) == before:
             break

@@ -1,7 +1,7 @@
 """The anytime search: walkers that make forest moves, side by side and in step.
 
-A walker's moves depend on its seed alone. Walkers meet after a fixed number of moves and the one behind takes over the
-best, so a run is repeatable up to the meeting where its deadline falls.
+A walker's moves depend on its seed alone. Walkers meet after a fixed number of moves: the best takes what is better in
+the others (path relinking) and all go on from there, so a run is repeatable up to the meeting where its deadline falls.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from .flat import Flat
 from .messages import cost_of, usage_of
 from .moves import improve
+from .relink import relink
 
 # Prices tried per forest; more finds the edge of the room better, fewer sees more forests.
 _TRIES = 8
@@ -68,9 +69,24 @@ def walk(f: Flat, walkers: Sequence[Walker], moves: int, deadline: float) -> Non
             job.result()
     best = min(walkers, key=lambda w: w.key)
     for walker in walkers:
+        if walker is not best:
+            learn(f, best, walker.choice)
+    for walker in walkers:
         if walker.key > best.key:
-            walker.choice[:], walker.usage[:], walker.price[:] = best.choice, best.usage, best.price
-            walker.status[:2] = best.status[:2]
+            take_over(walker, best)
+
+
+def learn(f: Flat, walker: Walker, guide: np.ndarray) -> bool:
+    """Relink the walker's choice with `guide` [n]; whether that made it better."""
+    before = walker.key
+    relink(f, walker.choice, walker.usage, walker.price, walker.status, guide)
+    return walker.key < before
+
+
+def take_over(walker: Walker, best: Walker) -> None:
+    """Go on from where `best` is."""
+    walker.choice[:], walker.usage[:], walker.price[:] = best.choice, best.usage, best.price
+    walker.status[:2] = best.status[:2]
 
 
 def _walk_one(f: Flat, walker: Walker, moves: int, deadline: float) -> None:

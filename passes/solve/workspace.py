@@ -237,7 +237,7 @@ class Workspace:
             w, matrix, rows, cols = self.oriented(number, v)
             self.remove_edge(number)
             changed.append(self.add_edge(u, w, matrix, rows[table], cols))
-        self._drop(v)
+        self.drop(v)
         return changed
 
     def fix(self, u: int) -> None:
@@ -248,7 +248,7 @@ class Workspace:
             self.remove_edge(number)
         self.constant += float(self.cost[u][0])
         self.undo.append(Undo("follow", u, np.zeros(1, dtype=np.int64), other=-1))
-        self._drop(u)
+        self.drop(u)
 
     def eliminate(self, u: int) -> None:
         """Drop a node without memory and at most two neighbours: its best answer becomes cost of what is left."""
@@ -277,9 +277,10 @@ class Workspace:
             self.remove_edge(around[0])
             self.remove_edge(around[1])
             self.add_edge(v, w, matrix, v_map, w_map)
-        self._drop(u)
+        self.drop(u)
 
-    def _drop(self, u: int) -> None:
+    def drop(self, u: int) -> None:
+        """Take a node out that nothing joins any more."""
         self.alive[u] = False
         self.items[u] = {}
         self.cost[u] = self.cost[u][:0]

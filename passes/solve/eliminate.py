@@ -1,0 +1,195 @@
+"""Elimination of whole regions that memory does not touch, by min-plus tables of bounded size.
+
+A region is a set of nodes without memory that at most two other nodes border. Its nodes go one after the other, each
+into a table over the neighbours it has by then (bucket elimination: exact, its tables as wide as the region is
+tree-like); what is left is a cost of the border, which a node cost or an edge can hold. A component without memory has
+no border and is solved outright.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .core import Infeasible, Undo, used
+from .workspace import Workspace
+
+# Nodes around a region while it grows: more, and its tables would be too large anyway.
+_BORDER = 8
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Table:
+    """Costs over `around`, one axis per node."""
+
+    around: tuple[int, ...]
+    cost: np.ndarray
+
+
+def eliminate_regions(work: Workspace, nodes: Iterable[int], entries: int, most: int) -> set[int]:
+    """Eliminate regions that hold one of `nodes`; tables of up to `entries`, regions grown to `most` nodes.
+
+    Returns the nodes that bordered a region, whose strategies may now be inconsistent with their neighbours'.
+    """
+    changed: set[int] = set()
+    tried: set[frozenset[int]] = set()
+    for u in sorted(nodes):
+        for region in (_whole(work, u), _grown(work, u, most)):
+            if region is None or region in tried or not work.alive[u]:
+                continue
+            tried.add(region)
+            order = _order(work, region, entries)
+            if order is not None:
+                changed |= _eliminate(work, order)
+    return changed
+
+
+def _free(work: Workspace, u: int) -> bool:
+    return work.alive[u] and not work.items[u]
+
+
+def _whole(work: Workspace, start: int) -> frozenset[int] | None:
+    """All free nodes that `start` reaches through free nodes, if at most two others border them."""
+    if not _free(work, start):
+        return None
+    region, border, queue = {start}, set(), [start]
+    while queue:
+        for w in work.near[queue.pop()]:
+            if not _free(work, w):
+                border.add(w)
+                if len(border) > 2:
+                    return None
+            elif w not in region:
+                region.add(w)
+                queue.append(w)
+    return frozenset(region)
+
+
+def _grown(work: Workspace, start: int, most: int) -> frozenset[int] | None:
+    """A region around `start`: always on to the neighbour that leaves the smallest border, until two are left."""
+    if not _free(work, start):
+        return None
+    region, border = {start}, set(work.near[start])
+    while len(border) > 2:
+        if len(region) == most or len(border) > _BORDER:
+            return None
+        options = [w for w in border if _free(work, w)]
+        if not options:
+            return None
+        best = min(options, key=lambda w: (len((border | work.near[w].keys()) - region) - 1, w))
+        region.add(best)
+        border = (border | work.near[best].keys()) - region
+    return frozenset(region)
+
+
+def _classes(work: Workspace, region: frozenset[int]) -> dict[int, np.ndarray]:
+    """For every node on the border the class [strategies] of each strategy: those of a class cost the region alike."""
+    classes: dict[int, np.ndarray] = {}
+    for w in sorted({w for u in region for w in work.near[u]} - region):
+        key = np.zeros(work.cost[w].size, dtype=np.int64)
+        for u in sorted(work.near[w].keys() & region):
+            _, matrix, rows, _ = work.oriented(work.near[w][u], w)
+            key = used(key * matrix.shape[0] + rows, (int(key.max(initial=0)) + 1) * matrix.shape[0])[1]
+        classes[w] = key
+    return classes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Order:
+    """The nodes of a region as they are to go, and the classes of its border's strategies."""
+
+    nodes: tuple[int, ...]
+    classes: dict[int, np.ndarray]
+
+
+def _order(work: Workspace, region: frozenset[int], entries: int) -> _Order | None:
+    """Always the node with the smallest table next; None if one of the tables is above `entries`."""
+    classes = _classes(work, region)
+    size = {u: work.cost[u].size for u in region} | {w: int(c.max()) + 1 for w, c in classes.items()}
+    near: dict[int, set[int]] = {u: set(work.near[u]) for u in region}
+    for w in classes:
+        near[w] = work.near[w].keys() & region
+    for u in region:
+        if any(size[u] * size[w] > entries for w in near[u]):
+            return None
+
+    def table(u: int) -> int:
+        return size[u] * math.prod(size[w] for w in near[u])
+
+    order = []
+    left = set(region)
+    while left:
+        u = min(left, key=lambda u: (table(u), u))
+        if table(u) > entries:
+            return None
+        order.append(u)
+        left.discard(u)
+        for w in near[u]:
+            near[w] |= near[u]
+            near[w] -= {u, w}
+    return _Order(tuple(order), classes)
+
+
+def _eliminate(work: Workspace, order: _Order) -> set[int]:
+    """Carry the elimination out; the border gets what the region costs it at best."""
+    region = set(order.nodes)
+    tables = []
+    for u in order.nodes:
+        for w in work.near[u]:
+            if w < u and w in region:
+                continue  # the edge is taken at its other end
+            _, matrix, rows, cols = work.oriented(work.near[u][w], u)
+            if w in order.classes:
+                # One strategy of every class stands for it.
+                cols = cols[np.unique(order.classes[w], return_index=True)[1]]
+            tables.append(_Table((u, w), matrix[np.ix_(rows, cols)]))
+    for u in order.nodes:
+        mine = [t for t in tables if u in t.around]
+        tables = [t for t in tables if u not in t.around]
+        around = tuple(sorted({w for t in mine for w in t.around} - {u}))
+        total = _joined(u, work.cost[u], mine, around)
+        best = total.argmin(axis=0)
+        small = best.astype(np.min_scalar_type(total.shape[0]))
+        maps = tuple(order.classes.get(w) for w in around)
+        work.undo.append(Undo("among", u, small, around=around, maps=maps))
+        tables.append(_Table(around, np.take_along_axis(total, best[None], axis=0)[0]))
+    for u in order.nodes:
+        for number in list(work.near[u].values()):
+            work.remove_edge(number)
+        work.drop(u)
+    _hand_over(work, tables, order.classes)
+    return set(order.classes)
+
+
+def _joined(u: int, cost: np.ndarray, tables: Sequence[_Table], around: tuple[int, ...]) -> np.ndarray:
+    """[strategies of u, around...]: all of the tables and u's own cost."""
+    axis = {w: i + 1 for i, w in enumerate(around)} | {u: 0}
+    total = cost.reshape(-1, *[1] * len(around))
+    for t in tables:
+        places = [axis[w] for w in t.around]
+        shape = [1] * (len(around) + 1)
+        for place, size in zip(places, t.cost.shape, strict=True):
+            shape[place] = size
+        total = total + t.cost.transpose(np.argsort(places)).reshape(shape)
+    return total
+
+
+def _hand_over(work: Workspace, tables: Iterable[_Table], classes: dict[int, np.ndarray]) -> None:
+    for t in tables:
+        if not t.around:
+            if not np.isfinite(t.cost):
+                raise Infeasible
+            work.constant += float(t.cost)
+        elif len(t.around) == 1:
+            (w,) = t.around
+            work.cost[w] = work.cost[w] + t.cost[classes[w]]
+        else:
+            v, w = t.around
+            work.add_edge(v, w, t.cost, classes[v], classes[w])
+    for w in classes:
+        finite = np.flatnonzero(np.isfinite(work.cost[w]))
+        if finite.size < work.cost[w].size:
+            work.restrict(w, finite)
