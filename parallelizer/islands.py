@@ -15,8 +15,10 @@ import numpy as np
 from jax import lax
 
 from parallelizer import compat
+from parallelizer.windows import local_convolution, local_pooling, local_pooling_gradient
 from passes.ir.graph import Op
 from passes.ir.sharding import Reduction, Sharding
+from passes.rules.registry import View
 
 Shape = tuple[int, ...]
 
@@ -37,6 +39,11 @@ class Local:
     @property
     def params(self) -> Mapping[str, Any]:
         return self.op.params
+
+    @property
+    def view(self) -> View:
+        """The whole operation, as rules see it."""
+        return View(self.op.primitive, self.shapes, self.result_shapes, (), self.op.params)
 
     def operand_block(self, i: int) -> Shape:
         return self.operands[i].local_shape(self.shapes[i], self.sizes)
@@ -149,7 +156,7 @@ def _convolution(local: Local, blocks: list[Any]) -> list[Any]:
             if groups % cut:
                 raise ValueError(f"convolution: {groups} groups do not divide by {cut}")
             changes[parameter] = groups // cut
-    return local.bind(blocks, **changes)
+    return local_convolution(local, blocks, **changes)
 
 
 def _shifted(indices: Any, component: int, axes: tuple[str, ...], rows: int) -> tuple[Any, Any]:
@@ -246,7 +253,7 @@ def _scatter(local: Local, blocks: list[Any]) -> list[Any]:
         for d in rows:
             indices, _ = _shifted(indices, scattered.index(d), local.operands[0].dims[d], local.operand_block(0)[d])
         changes["mode"] = type(local.params["mode"]).FILL_OR_DROP
-    if local.summed and local.op.primitive in ("scatter-add", "scatter_add"):
+    if local.summed and local.op.primitive in ("scatter-add", "scatter-sub"):
         operand = jnp.where(lax.axis_index(local.summed) == 0, operand, jnp.zeros((), operand.dtype))
     return local.bind([operand, indices, updates], **changes)
 
@@ -276,14 +283,19 @@ _RULES: Mapping[str, Rule] = {
     "dynamic_slice": _dynamic_slice,
     "pad": _pad,
     "conv_general_dilated": _convolution,
+    "reduce_window": local_pooling,
+    "reduce_window_max": local_pooling,
+    "reduce_window_min": local_pooling,
+    "reduce_window_sum": local_pooling,
+    "select_and_gather_add": local_pooling,
+    "select_and_scatter_add": local_pooling_gradient,
     "gather": _gather,
     "scatter": _scatter,
     "scatter-add": _scatter,
-    "scatter_add": _scatter,
     "scatter-max": _scatter,
-    "scatter_max": _scatter,
     "scatter-min": _scatter,
-    "scatter_min": _scatter,
+    "scatter-mul": _scatter,
+    "scatter-sub": _scatter,
     "add": _sum,
     "add_any": _sum,
     "sub": _sum,

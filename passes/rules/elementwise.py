@@ -7,11 +7,11 @@ from passes.rules.registry import View, rule
 
 
 @rule(
-    "abs", "add", "add_any", "and", "ceil", "clamp", "conj", "convert_element_type", "copy", "copy_p", "div", "eq",
-    "floor", "ge", "gt", "imag", "is_finite", "le", "lt", "max", "min", "mul", "ne", "neg", "not", "nextafter",
-    "one_minus_square", "or", "population_count", "real", "reduce_precision", "rem", "round", "select_n", "shift_left",
-    "shift_right_arithmetic", "shift_right_logical", "sign", "square", "stop_gradient", "sub", "xor", "complex",
-    "clz", "eq_to", "le_to", "lt_to", "sharding_constraint", "mesh_cast", "reshard", "pvary",
+    "abs", "add", "add_any", "and", "ceil", "clamp", "clz", "complex", "conj", "convert_element_type", "copy",
+    "device_put", "div", "eq", "eq_to", "floor", "ge", "gt", "imag", "is_finite", "le", "le_to", "lt", "lt_to", "max",
+    "min", "mul", "mulhi", "name", "ne", "neg", "nextafter", "not", "one_minus_square", "or", "population_count",
+    "pvary", "real", "reduce_precision", "rem", "reshard", "round", "select_n", "sharding_constraint", "shift_left",
+    "shift_right_arithmetic", "shift_right_logical", "sign", "square", "stop_gradient", "sub", "threefry2x32", "xor",
 )  # fmt: skip
 def cheap(view: View) -> Rule:
     return view.elementwise(1.0)
@@ -19,12 +19,18 @@ def cheap(view: View) -> Rule:
 
 @rule(
     "acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "bessel_i0e", "bessel_i1e", "cbrt", "cos", "cosh",
-    "digamma", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "igamma", "igammac", "integer_pow", "lgamma", "log",
-    "log1p", "logistic", "polygamma", "pow", "regularized_incomplete_beta", "rsqrt", "sin", "sinh", "sqrt", "tan",
-    "tanh", "zeta",
+    "digamma", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "integer_pow", "lgamma", "log", "log1p", "log2",
+    "logistic", "polygamma", "pow", "rsqrt", "sin", "sinh", "sqrt", "tan", "tanh", "zeta",
 )  # fmt: skip
 def transcendental(view: View) -> Rule:
     return view.elementwise(1.0)
+
+
+@rule("igamma", "igamma_grad_a", "igammac", "regularized_incomplete_beta")
+def iterated(view: View) -> Rule:
+    """Series that run until every element is exact: left to the compiler, devices would ask each other in every
+    round."""
+    return view.elementwise(1.0, kind="lines")
 
 
 @rule("bitcast_convert_type")

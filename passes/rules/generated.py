@@ -6,7 +6,7 @@ from passes.rules.notation import DimFactors, Rule, letters, rule_of
 from passes.rules.registry import View, rule
 
 
-@rule("iota", "empty", "broadcasted_iota")
+@rule("iota", "empty")
 def iota(view: View) -> Rule:
     return _free(view)
 
@@ -17,7 +17,7 @@ def random_bits(view: View) -> Rule:
     return _free(view)
 
 
-@rule("random_seed", "random_split", "random_fold_in", "random_wrap", "random_unwrap", "random_clone", "threefry2x32")
+@rule("random_seed", "random_split", "random_fold_in", "random_wrap", "random_unwrap", "random_clone")
 def keys(view: View) -> Rule:
     """Keys are a few bytes: whole everywhere."""
     made = view.opaque()

@@ -48,14 +48,14 @@ def gather(view: View) -> Rule:
     )
 
 
-@rule("scatter-add", "scatter_add")
+@rule("scatter-add", "scatter-sub")
 def scatter_add(view: View) -> Rule:
     """Updates along batch dimensions of the indices leave partial sums; rows of the result may be cut without moving
     anything."""
     return _scatter(view, reduces=True)
 
 
-@rule("scatter", "scatter-mul", "scatter-min", "scatter-max", "scatter_mul", "scatter_min", "scatter_max")
+@rule("scatter", "scatter-mul", "scatter-min", "scatter-max")
 def scatter(view: View) -> Rule:
     """As scatter-add, but updates that meet cannot be finished by a sum: their batch dimensions stay whole."""
     return _scatter(view, reduces=False)

@@ -29,7 +29,7 @@ def transpose(view: View) -> Rule:
     )
 
 
-@rule("squeeze", "expand_dims")
+@rule("squeeze")
 def squeeze(view: View) -> Rule:
     return reshape_rule(view.operands[0], view.results[0])
 

@@ -51,14 +51,38 @@ def arg(view: View) -> Rule:
 
 @rule("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")
 def cumulative(view: View) -> Rule:
-    return view.along({view.params["axis"]}, flop=float(view.result_elements))
+    return view.along({view.params["axis"]}, flop=float(view.result_elements), kind="lines")
 
 
 @rule("sort")
 def sort(view: View) -> Rule:
-    return view.along({view.params["dimension"]})
+    return view.along({view.params["dimension"]}, kind="lines")
 
 
 @rule("top_k")
 def top_k(view: View) -> Rule:
-    return view.along({len(view.results[0]) - 1})
+    return view.along({view.params["axis"] if "axis" in view.params else len(view.results[0]) - 1}, kind="lines")
+
+
+@rule("approx_top_k")
+def approx_top_k(view: View) -> Rule:
+    return view.along({view.params["reduction_dimension"]}, kind="lines")
+
+
+@rule("reduce")
+def general_reduce(view: View) -> Rule:
+    """Any function folded over dimensions of several arrays at once, then the starting values: what a device lacks
+    cannot be added later."""
+    count = len(view.results)
+    shape = view.operands[0]
+    gone = set(view.params["dimensions"])
+    names = letters(len(shape))
+    arrays = tuple(tuple((n,) for n in names) for _ in range(count))
+    return rule_of(
+        (*arrays, *(() for _ in range(count))),
+        tuple(tuple((names[d],) for d in range(len(shape)) if d not in gone) for _ in range(count)),
+        dict(zip(names, shape, strict=True)),
+        fixed={names[d] for d in gone},
+        flop=float(count * math.prod(shape)),
+        kind="reduction",
+    )

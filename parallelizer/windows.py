@@ -1,0 +1,146 @@
+"""Local programs of windows: a block is completed with its neighbours' borders before the window slides over it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from passes.ir.sharding import Sharding
+from passes.rules.notation import Border
+from passes.rules.registry import View
+from passes.rules.windows import convolution, convolution_windows, pooling_gradient, pooling_windows, window
+
+
+class Cut(Protocol):
+    """What of an operation on blocks these programs read (`parallelizer.islands.Local`)."""
+
+    @property
+    def params(self) -> Mapping[str, Any]: ...
+    @property
+    def operands(self) -> tuple[Sharding, ...]: ...
+    @property
+    def results(self) -> tuple[Sharding, ...]: ...
+    @property
+    def sizes(self) -> Mapping[str, int]: ...
+    @property
+    def view(self) -> View: ...
+    def bind(self, blocks: Sequence[Any], **changes: Any) -> list[Any]: ...
+
+
+def with_border(block: Any, border: Border, axes: tuple[str, ...], sizes: Mapping[str, int], fill: Any) -> Any:
+    """The block between the last elements of the block before it and the first of the block after it; `fill` stands
+    where the array ends."""
+    # JAX counts the positions along several axes in the mesh's order, whatever order they are named in.
+    among = tuple(a for a in sizes if a in axes)
+    places = np.arange(math.prod(sizes[a] for a in axes)).reshape([sizes[a] for a in among])
+    line = [int(p) for p in places.transpose([among.index(a) for a in axes]).reshape(-1)]
+    up = list(zip(line[:-1], line[1:], strict=True))
+    parts = [block]
+    n = block.shape[border.dim]
+    if border.before:
+        last = lax.slice_in_dim(block, n - border.before, n, axis=border.dim)
+        came = lax.ppermute(last, among, up)
+        parts.insert(0, _ended(came, lax.axis_index(axes) == 0, fill))
+    if border.after:
+        first = lax.slice_in_dim(block, 0, border.after, axis=border.dim)
+        came = lax.ppermute(first, among, [(b, a) for a, b in up])
+        parts.append(_ended(came, lax.axis_index(axes) == len(line) - 1, fill))
+    return lax.concatenate(parts, border.dim) if len(parts) > 1 else block
+
+
+def _ended(came: Any, outside: Any, fill: Any) -> Any:
+    """What came from a neighbour; devices without one have received zeros."""
+    if fill is None:
+        return came
+    return lax.select(lax.broadcast(outside, came.shape), jnp.full_like(came, fill), came)
+
+
+def _completed(cut: Cut, blocks: list[Any], halos: Sequence[Border], fills: Sequence[Any]) -> list[Any]:
+    blocks = list(blocks)
+    for border in halos:
+        axes = cut.operands[border.operand].dims[border.dim]
+        if axes:
+            i = border.operand
+            blocks[i] = with_border(blocks[i], border, axes, cut.sizes, fills[i])
+    return blocks
+
+
+def local_convolution(cut: Cut, blocks: list[Any], **changes: Any) -> list[Any]:
+    """Padding of a cut dimension is what the neighbours sent, and zeros at the ends of the array."""
+    padding = list(cut.params["padding"])
+    for t, (a, b, _, w) in enumerate(convolution_windows(cut.view)):
+        if not cut.operands[0].dims[a]:
+            continue
+        own = w.swapped() if cut.operands[1].dims[b] else w
+        if not own.follows():
+            raise ValueError(f"convolution: dimension {a} is cut, its window does not stay with its block")
+        reach = (own.kernel - 1) * own.spread - own.stride - own.low + own.dilation
+        padding[t] = (own.low - own.before * own.dilation, reach - own.after * own.dilation)
+    blocks = _completed(cut, blocks, convolution(cut.view).halos, (None, None))
+    return cut.bind(blocks, padding=tuple(padding), **changes)
+
+
+def _lowest(dtype: Any) -> Any:
+    return -jnp.inf if jnp.issubdtype(dtype, jnp.inexact) else jnp.iinfo(dtype).min
+
+
+def _highest(dtype: Any) -> Any:
+    return jnp.inf if jnp.issubdtype(dtype, jnp.inexact) else jnp.iinfo(dtype).max
+
+
+def _trimmed(cut: Cut, blocks: list[Any], windows: Sequence[Any], count: int) -> tuple[list[Any], tuple[Any, ...]]:
+    """Blocks without what no window reads, and the padding that is left to do."""
+    padding = list(cut.params["padding"])
+    for d, w in enumerate(windows):
+        if not cut.operands[0].dims[d]:
+            continue
+        n = blocks[0].shape[d]
+        start = max(0, -w.low)
+        unread = max(0, w.stride + w.low - (w.kernel - 1) * w.spread - 1)
+        blocks = [lax.slice_in_dim(b, start, n - unread, axis=d) if i < count else b for i, b in enumerate(blocks)]
+        padding[d] = (0, 0)
+    return blocks, tuple(padding)
+
+
+def local_pooling(cut: Cut, blocks: list[Any]) -> list[Any]:
+    """Where the array ends stands what changes no result: the starting value, or what is never picked."""
+    dtype = blocks[0].dtype
+    primitive = cut.view.primitive
+    rule = window(cut.view)
+    count = sum(1 for s in cut.view.operands if s)
+    if primitive == "reduce_window":
+        fills = [*blocks[count:], *blocks[count:]]
+    elif primitive == "select_and_gather_add":
+        picks_high = cut.params["select_prim"].name == "ge"
+        fills = [None, _lowest(blocks[1].dtype) if picks_high else _highest(blocks[1].dtype)]
+    else:
+        ends = {"reduce_window_max": _lowest(dtype), "reduce_window_min": _highest(dtype)}
+        fills = [ends.get(primitive)]
+    windows = pooling_windows(cut.view, cut.view.operands[0], cut.view.results[0])
+    blocks = _completed(cut, blocks, rule.halos, fills)
+    blocks, padding = _trimmed(cut, blocks, windows, count)
+    return cut.bind(blocks, padding=padding)
+
+
+def local_pooling_gradient(cut: Cut, blocks: list[Any]) -> list[Any]:
+    """Windows that overlap the block are computed whole; of their result the block is kept."""
+    picks_high = cut.params["select_prim"].name == "ge"
+    dtype = blocks[1].dtype
+    rule = pooling_gradient(cut.view)
+    shape = blocks[1].shape
+    full = _completed(cut, blocks, rule.halos, (None, _lowest(dtype) if picks_high else _highest(dtype)))
+    padding = list(cut.params["padding"])
+    start = [0] * len(shape)
+    for border in rule.halos:
+        if border.operand == 1 and cut.operands[1].dims[border.dim]:
+            start[border.dim] = border.before
+    for d, axes in enumerate(cut.operands[1].dims):
+        if axes:
+            padding[d] = (0, 0)
+    (out,) = cut.bind(full, padding=tuple(padding))
+    return [lax.slice(out, start, np.add(start, shape))]

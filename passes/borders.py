@@ -1,0 +1,47 @@
+"""The borders that neighbours exchange where a dimension with a window is cut: from whom, and how many bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from passes.ir import Graph, Literal, Op, Sharding
+from passes.rules import Rule
+from passes.strategies import Strategy
+
+
+@dataclass(frozen=True, slots=True)
+class BorderMove:
+    """One permute: blocks of operand `operand` (value `value`, -1 for a constant) get `size_bytes` from the neighbour
+    along `axes`."""
+
+    operand: int
+    value: int
+    axes: tuple[str, ...]
+    elements: int
+    size_bytes: int
+
+
+def border_moves(
+    graph: Graph, op: Op, rule: Rule, strategy: Strategy, sizes: Mapping[str, int]
+) -> tuple[BorderMove, ...]:
+    """What one device sends, in order. Where two dimensions are cut the second border goes with the corners."""
+    cut = {f for f, axes in strategy.factors if axes}
+    blocks: dict[int, list[int]] = {}
+    moves = []
+    for border in rule.borders(cut):
+        i, operand = border.operand, op.inputs[border.operand]
+        if i not in blocks:
+            form = Sharding(tuple(strategy.axes_of(d[0]) if d else () for d in rule.operands[i]))
+            blocks[i] = list(form.local_shape(graph.shape_of(operand), sizes))
+        others = math.prod(n for d, n in enumerate(blocks[i]) if d != border.dim)
+        value = -1 if isinstance(operand, Literal) else operand
+        axes = strategy.axes_of(border.factor)
+        for count in (border.before, border.after):
+            if count:
+                elements = count * others
+                size = elements * graph.value_of(operand).itemsize
+                moves.append(BorderMove(i, value, axes, elements, size))
+        blocks[i][border.dim] += border.before + border.after
+    return tuple(moves)

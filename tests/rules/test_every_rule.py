@@ -1,0 +1,62 @@
+"""Every rule, cut in every legal way over meshes of (2, 2) and (4,) devices, computes what the whole operation does and
+communicates what the rule predicts.
+
+`make test-rules` draws many examples of each primitive; `make test` draws one or two.
+"""
+
+import os
+
+import jax
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from jax import lax
+
+from passes.rules import known_primitives
+from tests.rules import computing, elementwise, moving
+from tests.rules.draws import Draw
+from tests.rules.harness import MESHES, cases_of, failures, operations, run_whole
+
+EXAMPLES = {**elementwise.EXAMPLES, **moving.EXAMPLES, **computing.EXAMPLES}
+FULL = os.environ.get("RULES") == "full"
+ROUNDS = 12 if FULL else 1
+MOST = 48 if FULL else 10  # strategies per operation and mesh, evenly taken from all
+SHOWN = 60
+AT_ONCE = {"elementwise": 16, "moving": 5, "computing": 2}
+
+
+def _chunks():
+    for table in (elementwise, moving, computing):
+        names = [n for n in sorted(table.EXAMPLES)]
+        step = AT_ONCE[table.__name__.rpartition(".")[2]]
+        yield from (tuple(names[i : i + step]) for i in range(0, len(names), step))
+
+
+def _spread(found, most):
+    step = -(-len(found) // most)
+    return found[::step] if found else []
+
+
+@pytest.mark.parametrize("names", list(_chunks()), ids=lambda names: f"{names[0]}..{names[-1]}")
+@settings(
+    max_examples=ROUNDS, phases=(Phase.generate,), derandomize=True, deadline=None,
+    suppress_health_check=list(HealthCheck), database=None,
+)  # fmt: skip
+@given(st.data())
+def test_cut_in_every_legal_way_it_computes_the_same(names, data):
+    draw = Draw(data, "" if FULL else names[0])
+    alones = []
+    for name in names:
+        for make in EXAMPLES[name]:
+            found = operations(name, make(draw))
+            assert found, f"the example of {name} has no such operation"
+            alones += found
+    whole = dict(zip(map(id, alones), run_whole(alones), strict=True))
+    cases = [c for a in alones for sizes in MESHES for c in _spread(cases_of(a, sizes), MOST)]
+    if cases:
+        wrong = list(failures(cases, whole))
+        assert not wrong, f"{len(wrong)} of {len(cases)} cases:\n" + "\n".join(wrong[:SHOWN])
+
+
+def test_every_rule_has_an_example_and_every_example_a_rule():
+    assert set(EXAMPLES) == set(known_primitives())
