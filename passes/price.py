@@ -15,6 +15,7 @@ import numpy as np
 
 from cost_model.compute import op_time_s
 from cost_model.mesh import LogicalMesh
+from passes.borders import border_moves
 from passes.groups import Group, Place, Slot, Want
 from passes.ir import Sharding
 from passes.memory import Life, reused_outputs
@@ -128,6 +129,7 @@ class Pricer:
             compute += self.leader(group, strategies)
         for i, s in enumerate(strategies):
             communication[i] = self.reductions(group, s) + self.finishes(group, s) + self.shared(group, s)
+            communication[i] += self.borders(group, s)
         return compute, communication
 
     def leader(self, group: Group, strategies: tuple[Strategy, ...]) -> np.ndarray:
@@ -158,6 +160,13 @@ class Pricer:
             if r.dim is not None:
                 size /= self.mesh.size(r.axes)
         return total * group.leader.runs
+
+    def borders(self, group: Group, strategy: Strategy) -> float:
+        """What neighbours send each other where a dimension with a window is cut."""
+        if group.leader is None or group.rule is None or not group.rule.halos:
+            return 0.0
+        moves = border_moves(self.graph, group.leader.op, group.rule, strategy, self.sizes)
+        return group.leader.count * sum(self.collective("permute", m.axes, m.size_bytes) for m in moves)
 
     def before_reduction(self, group: Group, strategy: Strategy) -> tuple[str, ...]:
         """Axes that cut the leading operation's local result before its partial sums are scattered."""

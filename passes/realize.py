@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from passes.borders import border_moves
 from passes.groups import Finish, Group, Place, Want
 from passes.ir import Dims, Layout, Literal, MoveKey, OpDecision, Reduction, Sharding, Step, Use, Visit
 from passes.price import Priced, Pricer
@@ -209,6 +210,7 @@ class _Realizer:
         uses = tuple(own[i][0] if i in own else None for i in range(len(op.inputs)))
         self.ops[op.id] = OpDecision(tuple(forms), results, reductions, manual, uses)
         self.reduce(group, strategy, visit)
+        self.borders(group, strategy, visit)
 
     def result_reductions(self, strategy: Strategy, place: Place | None) -> tuple[Reduction, ...]:
         out = []
@@ -228,6 +230,16 @@ class _Realizer:
             )
             if r.dim is not None:
                 size //= self.mesh.size(r.axes)
+
+    def borders(self, group: Group, strategy: Strategy, visit: Visit) -> None:
+        assert group.rule is not None
+        late = group.root not in self.priced.program.reaches
+        at = self.position[visit.op.id]
+        for m in border_moves(self.graph, visit.op, group.rule, strategy, self.mesh.sizes):
+            planned = PlannedCollective(
+                "permute", m.axes, m.size_bytes, visit.count, visit.op.id, m.value, "borders of windows", late
+            )
+            self.found.append((at, planned))
 
     def finish(self, finish: Finish, strategy: Strategy) -> None:
         op = finish.visit.op
