@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from passes.groups import Group
 from passes.ir import Graph, Literal, Op, Sharding
 from passes.rules import Rule
 from passes.strategies import Strategy
@@ -45,3 +46,13 @@ def border_moves(
                 moves.append(BorderMove(i, value, axes, elements, size))
         blocks[i][border.dim] += border.before + border.after
     return tuple(moves)
+
+
+def borders_s(
+    graph: Graph, group: Group, strategy: Strategy, sizes: Mapping[str, int], price_s: Callable[..., float]
+) -> float:
+    """Seconds that the neighbours' exchange takes in one step; `price_s(kind, axes, size_bytes)` prices one."""
+    if group.leader is None or group.rule is None or not group.rule.halos:
+        return 0.0
+    moves = border_moves(graph, group.leader.op, group.rule, strategy, sizes)
+    return group.leader.count * sum(price_s("permute", m.axes, m.size_bytes) for m in moves)

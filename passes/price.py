@@ -15,7 +15,7 @@ import numpy as np
 
 from cost_model.compute import op_time_s
 from cost_model.mesh import LogicalMesh
-from passes.borders import border_moves
+from passes.borders import borders_s
 from passes.groups import Group, Place, Slot, Want
 from passes.ir import Sharding
 from passes.memory import Life, reused_outputs
@@ -128,8 +128,8 @@ class Pricer:
         if group.leader is not None and group.rule is not None and group.kind == "op":
             compute += self.leader(group, strategies)
         for i, s in enumerate(strategies):
-            communication[i] = self.reductions(group, s) + self.finishes(group, s) + self.shared(group, s)
-            communication[i] += self.borders(group, s)
+            borders = borders_s(self.graph, group, s, self.sizes, self.collective)
+            communication[i] = self.reductions(group, s) + self.finishes(group, s) + self.shared(group, s) + borders
         return compute, communication
 
     def leader(self, group: Group, strategies: tuple[Strategy, ...]) -> np.ndarray:
@@ -160,13 +160,6 @@ class Pricer:
             if r.dim is not None:
                 size /= self.mesh.size(r.axes)
         return total * group.leader.runs
-
-    def borders(self, group: Group, strategy: Strategy) -> float:
-        """What neighbours send each other where a dimension with a window is cut."""
-        if group.leader is None or group.rule is None or not group.rule.halos:
-            return 0.0
-        moves = border_moves(self.graph, group.leader.op, group.rule, strategy, self.sizes)
-        return group.leader.count * sum(self.collective("permute", m.axes, m.size_bytes) for m in moves)
 
     def before_reduction(self, group: Group, strategy: Strategy) -> tuple[str, ...]:
         """Axes that cut the leading operation's local result before its partial sums are scattered."""
