@@ -8,7 +8,7 @@ latency in proportion to their bytes instead of paying one each.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -97,7 +97,7 @@ class Pricer:
         key = (self.known(strategies), slots)
         if key not in self._cuts:
             wanted = [slot for slot in slots if slot is not None]
-            pieces = [_product(self.pieces(s.axes_of(slot)) for slot in wanted) for s in strategies]
+            pieces = [math.prod(self.pieces(s.axes_of(slot)) for slot in wanted) for s in strategies]
             self._cuts[key] = np.array(pieces, dtype=np.float64)
         return self._cuts[key]
 
@@ -380,13 +380,6 @@ def all_strategies(program: Program, mesh: LogicalMesh) -> dict[int, tuple[Strat
             known[key] = enumerate_strategies(group, mesh.sizes, shares)
         out[g] = known[key]
     return out
-
-
-def _product(numbers: Iterable[int]) -> int:
-    n = 1
-    for k in numbers:
-        n *= k
-    return n
 
 
 def _combine(u: int, v: int, parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Edge:
