@@ -14,11 +14,13 @@ from passes.strategies import Strategy
 
 @dataclass(frozen=True, slots=True)
 class BorderMove:
-    """One permute: blocks of operand `operand` (value `value`, -1 for a constant) get `size_bytes` from the neighbour
-    along `axes`."""
+    """One permute: blocks of value `value` (-1 for a constant), which has the sharding `form`, get the elements before
+    (`side` 0) or after (1) them along `dim` from the neighbour along `axes`."""
 
-    operand: int
     value: int
+    form: Sharding
+    dim: int
+    side: int
     axes: tuple[str, ...]
     elements: int
     size_bytes: int
@@ -29,21 +31,22 @@ def border_moves(
 ) -> tuple[BorderMove, ...]:
     """What one device sends, in order. Where two dimensions are cut the second border goes with the corners."""
     cut = {f for f, axes in strategy.factors if axes}
+    forms: dict[int, Sharding] = {}
     blocks: dict[int, list[int]] = {}
     moves = []
     for border in rule.borders(cut):
         i, operand = border.operand, op.inputs[border.operand]
         if i not in blocks:
-            form = Sharding(tuple(strategy.axes_of(d[0]) if d else () for d in rule.operands[i]))
-            blocks[i] = list(form.local_shape(graph.shape_of(operand), sizes))
+            forms[i] = Sharding(tuple(strategy.axes_of(d[0]) if d else () for d in rule.operands[i]))
+            blocks[i] = list(forms[i].local_shape(graph.shape_of(operand), sizes))
         others = math.prod(n for d, n in enumerate(blocks[i]) if d != border.dim)
         value = -1 if isinstance(operand, Literal) else operand
         axes = strategy.axes_of(border.factor)
-        for count in (border.before, border.after):
+        for side, count in enumerate((border.before, border.after)):
             if count:
                 elements = count * others
                 size = elements * graph.value_of(operand).itemsize
-                moves.append(BorderMove(i, value, axes, elements, size))
+                moves.append(BorderMove(value, forms[i], border.dim, side, axes, elements, size))
         blocks[i][border.dim] += border.before + border.after
     return tuple(moves)
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from passes.borders import border_moves
+from passes.borders import BorderMove, border_moves
 from passes.groups import Finish, Group, Place, Want
 from passes.ir import Dims, Layout, Literal, MoveKey, OpDecision, Reduction, Sharding, Step, Use, Visit
 from passes.price import Priced, Pricer
@@ -75,6 +75,7 @@ class _Realizer:
         self.ops: dict[int, OpDecision] = {}
         self.uses: dict[int, dict[int, tuple[Use, Sharding]]] = {}
         self.found: list[tuple[int, PlannedCollective]] = []
+        self.exchanged: set[tuple[BorderMove, tuple[int, ...]]] = set()
 
     def run(self) -> Realized:
         for g, strategy in self.chosen.items():
@@ -235,7 +236,13 @@ class _Realizer:
         assert group.rule is not None
         late = group.root not in self.priced.program.reaches
         at = self.position[visit.op.id]
+        inside = tuple(o.id for o in visit.inside)
         for m in border_moves(self.graph, visit.op, group.rule, strategy, self.mesh.sizes):
+            # The gradient of a kernel needs the borders that the convolution had: compilers send them once.
+            key = (m, inside)
+            if m.form == self.values.get(m.value) and key in self.exchanged:
+                continue
+            self.exchanged.add(key)
             planned = PlannedCollective(
                 "permute", m.axes, m.size_bytes, visit.count, visit.op.id, m.value, "borders of windows", late
             )
