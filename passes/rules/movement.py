@@ -3,6 +3,8 @@ not."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from passes.rules.notation import DimFactors, Rule, letters, rule_of
 from passes.rules.registry import View, rule
 
@@ -36,9 +38,15 @@ def squeeze(view: View) -> Rule:
 
 @rule("reshape")
 def reshape(view: View) -> Rule:
-    if view.params.get("dimensions") is not None:
-        return view.opaque()
-    return reshape_rule(view.operands[0], view.results[0])
+    """A reshape, of the operand transposed where `dimensions` says so (gradients of grouped convolutions)."""
+    source, order = view.operands[0], view.params.get("dimensions")
+    if order is None:
+        return reshape_rule(source, view.results[0])
+    found = reshape_rule(tuple(source[d] for d in order), view.results[0])
+    operand: list[DimFactors] = [() for _ in source]
+    for d, factors in zip(order, found.operands[0], strict=True):
+        operand[d] = factors
+    return replace(found, operands=(tuple(operand),))
 
 
 def reshape_rule(source: tuple[int, ...], target: tuple[int, ...]) -> Rule:

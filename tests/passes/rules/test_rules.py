@@ -56,6 +56,7 @@ CASES = {
     "top_k": (lambda a: lax.top_k(a, 2)[0], (_array(4, 6),)),
     "reshape split": (lambda a: a.reshape(4, 2, 3), (_array(4, 6),)),
     "reshape merge": (lambda a: a.reshape(24), (_array(4, 6),)),
+    "reshape of a transposed array": (lambda a: lax.reshape(a, (6, 8), (2, 0, 1)), (_array(2, 4, 6),)),
     "conv_general_dilated": (_convolve, (_array(4, 6, 6, 2), _array(3, 3, 2, 4, seed=1))),
     "reduce_window_sum": (_pool, (_array(4, 6, 2),)),
     "cholesky": (lambda a: lax.linalg.cholesky(a), (jnp.stack([jnp.eye(3) * k for k in (1.0, 4.0)]),)),
