@@ -291,6 +291,11 @@ class Builder:
         if isinstance(state, Alias):
             self.states[op.outputs[0]] = Alias(state.source, tuple(state.dims[d] if d >= 0 else -1 for d in dims))
             return True
+        # A dimension of the operand that no dimension of the result follows must be whole.
+        group = self.groups[state.group]
+        gone = [c for d, c in enumerate(state.dims) if c >= 0 and d not in dims]
+        if any(self.useful(group.limits[c]) for c in gone):
+            return False
         grows = len(target) > sum(1 for d in dims if d >= 0) and op.primitive == "broadcast_in_dim"
         if grows:
             value = op.inputs[0]

@@ -3,6 +3,9 @@ not."""
 
 from __future__ import annotations
 
+import itertools
+import math
+import operator
 from dataclasses import replace
 
 from passes.rules.notation import DimFactors, Rule, letters, rule_of
@@ -50,14 +53,18 @@ def reshape(view: View) -> Rule:
 
 
 def reshape_rule(source: tuple[int, ...], target: tuple[int, ...]) -> Rule:
-    """Dimensions are matched in runs of equal products; within a run, a common major factor passes through.
+    """Dimensions are matched in runs of equal products; the first dimensions of both sides of a run may be cut alike.
 
-    A run that splits ("(h e) -> h e") or merges cuts into factors wherever the running products divide each other.
-    Where they do not, the run has no common factors and stays whole.
+    A block of a dimension is one stretch of the array (within each element of the dimensions before it) only where the
+    same elements stand before it on both sides, which is at the beginning of a run. There it may be cut into as many
+    pieces as divide both dimensions, and nothing moves: exactly these cuts are legal. Where the running products
+    divide each other ("(h e) -> h e") the other dimensions are named as well, so that what is merged stays known.
     """
     left: list[DimFactors] = [() for _ in source]
     right: list[DimFactors] = [() for _ in target]
     sizes: dict[str, int] = {}
+    if 0 in source:
+        return _without_elements(source, target)
     i = j = 0
     while i < len(source) or j < len(target):
         run_i, run_j = i, j
@@ -73,6 +80,11 @@ def reshape_rule(source: tuple[int, ...], target: tuple[int, ...]) -> Rule:
     return rule_of((tuple(left),), (tuple(right),), sizes)
 
 
+def _without_elements(source: tuple[int, ...], target: tuple[int, ...]) -> Rule:
+    """An empty array has nothing to cut."""
+    return rule_of((tuple(() for _ in source),), (tuple(() for _ in target),), {})
+
+
 def _factor_run(
     source: tuple[int, ...],
     target: tuple[int, ...],
@@ -84,17 +96,16 @@ def _factor_run(
 ) -> None:
     """Cut one run of equal product at the union of both sides' boundaries, from the major end."""
     bounds_s, bounds_t = _boundaries(source), _boundaries(target)
-    total = bounds_s[-1] if bounds_s else 1
-    cuts = sorted({*bounds_s, *bounds_t, total} - {1})
+    cuts = sorted({*bounds_s, *bounds_t} - {1})
     previous = 1
     factors: list[tuple[int, int, str]] = []  # (running product before, after, name), major first
     for c in cuts:
         if c % previous:
+            _first_of_run(source, target, i0, j0, left, right, sizes)
             return
-        name = f"d{len(sizes)}"
-        sizes[name] = c // previous
-        factors.append((previous, c, name))
+        factors.append((previous, c, f"d{len(sizes) + len(factors)}"))
         previous = c
+    sizes.update({name: high // low for low, high, name in factors})
     for bounds, dims, base in ((bounds_s, left, i0), (bounds_t, right, j0)):
         low = 1
         for k, high in enumerate(bounds):
@@ -102,22 +113,73 @@ def _factor_run(
             low = high
 
 
+def _first_of_run(
+    source: tuple[int, ...],
+    target: tuple[int, ...],
+    i0: int,
+    j0: int,
+    left: list[DimFactors],
+    right: list[DimFactors],
+    sizes: dict[str, int],
+) -> None:
+    """What the first dimensions of a run have in common; the rest of the run stays whole."""
+    i = next(k for k, n in enumerate(source) if n > 1)
+    j = next(k for k, n in enumerate(target) if n > 1)
+    common = math.gcd(source[i], target[j])
+    if common == 1:
+        return
+    name = f"d{len(sizes)}"
+    sizes[name] = common
+    for dims, at, n, side in ((left, i0 + i, source[i], "s"), (right, j0 + j, target[j], "t")):
+        dims[at] = (name,) if n == common else (name, f"{name}.{side}")
+        if n > common:
+            sizes[f"{name}.{side}"] = n // common
+
+
 def _boundaries(shape: tuple[int, ...]) -> list[int]:
-    out, product = [], 1
-    for n in shape:
-        product *= n
-        out.append(product)
-    return out
+    return list(itertools.accumulate(shape, operator.mul))
 
 
 @rule("slice")
 def slice_(view: View) -> Rule:
-    return view.along({d for d, (a, b) in enumerate(zip(view.operands[0], view.results[0], strict=True)) if a != b})
+    """Dimensions taken in full pass through; of one taken with a stride that divides it, every block gives its own."""
+    source, target = view.operands[0], view.results[0]
+    strides = view.params.get("strides") or (1,) * len(source)
+    starts = view.params["start_indices"]
+    left: list[DimFactors] = [() for _ in source]
+    right: list[DimFactors] = [() for _ in target]
+    sizes: dict[str, int] = {}
+    for d, (n, m) in enumerate(zip(source, target, strict=True)):
+        if n == m * strides[d] and starts[d] < strides[d]:
+            name = f"d{d}"
+            sizes[name] = m
+            right[d] = (name,)
+            left[d] = (name,) if strides[d] == 1 else (name, f"{name}.s")
+            if strides[d] > 1:
+                sizes[f"{name}.s"] = strides[d]
+    kind = "window" if any(s > 1 for s in strides) else "movement"
+    return rule_of((tuple(left),), (tuple(right),), sizes, kind=kind)
 
 
 @rule("pad")
 def pad(view: View) -> Rule:
-    return view.along({d for d, (lo, hi, inner) in enumerate(view.params["padding_config"]) if lo or hi or inner})
+    """Dimensions that are not padded pass through; where every element gets the same padding beside it (the reverse of
+    taking every n-th) blocks are padded each on their own."""
+    source, target = view.operands[0], view.results[0]
+    left: list[DimFactors] = [() for _ in source]
+    right: list[DimFactors] = [() for _ in target]
+    sizes: dict[str, int] = {}
+    kind = "movement"
+    for d, (low, _, inner) in enumerate(view.params["padding_config"]):
+        if target[d] == source[d] * (inner + 1) and 0 <= low <= inner:
+            name = f"d{d}"
+            sizes[name] = source[d]
+            left[d] = (name,)
+            right[d] = (name,) if inner == 0 else (name, f"{name}.p")
+            if inner:
+                sizes[f"{name}.p"] = inner + 1
+                kind = "window"
+    return rule_of((tuple(left), ()), (tuple(right),), sizes, kind=kind)
 
 
 @rule("rev")

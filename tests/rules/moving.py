@@ -233,7 +233,7 @@ EXAMPLES: Mapping[str, tuple[Maker, ...]] = {
     "scatter-max": (_scatter("max"),),
     "scatter-sub": (_subtract,),
     "iota": (_iota,),
-    "empty": (lambda d: ((lambda x: lax.empty((d_shape := (4, 4)), "float32") * 0 + x), (d.floats(),)),),
+    "empty": (lambda d: ((lambda x: lax.empty((4, 4), "float32") + x), (d.floats(),)),),
     "optimization_barrier": (_barrier,),
     "random_bits": (_bits,),
     "random_seed": (lambda d: (jax.random.key, (d.ints(),)),),

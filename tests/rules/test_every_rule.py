@@ -6,11 +6,9 @@ communicates what the rule predicts.
 
 import os
 
-import jax
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from jax import lax
 
 from passes.rules import known_primitives
 from tests.rules import computing, elementwise, moving
