@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from parallelizer.api import abstract_state, init, parallelize, plan, shard
     from parallelizer.errors import ParallelizerError
     from parallelizer.plans import Plan
+    from parallelizer.register import register_rule
     from parallelizer.store import load_plan
-    from passes.rules import rule as register_rule
 
 # Loaded at first use, so that `parallelizer doctor` starts where JAX does not.
 _WHERE = {
@@ -22,6 +22,7 @@ _WHERE = {
     "load_plan": "parallelizer.store",
     "parallelize": "parallelizer.api",
     "plan": "parallelizer.api",
+    "register_rule": "parallelizer.register",
     "shard": "parallelizer.api",
 }
 
@@ -42,8 +43,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     import importlib
 
-    if name == "register_rule":
-        return importlib.import_module("passes.rules").rule
     if name not in _WHERE:
         raise AttributeError(f"module 'parallelizer' has no attribute {name!r}")
     return getattr(importlib.import_module(_WHERE[name]), name)

@@ -18,7 +18,7 @@ from parallelizer import compat
 from parallelizer.windows import local_convolution, local_pooling, local_pooling_gradient
 from passes.ir.graph import Op
 from passes.ir.sharding import Reduction, Sharding
-from passes.rules.registry import View
+from passes.rules.registry import View, registered_for
 
 Shape = tuple[int, ...]
 
@@ -60,6 +60,10 @@ Rule = Callable[[Local, list[Any]], list[Any]]
 
 def run_local(local: Local, blocks: list[Any]) -> list[Any]:
     """The operation's local results. ValueError if cutting it this way needs more than a local program."""
+    own = registered_for(local.op)
+    if own is not None and own[1].local is not None:
+        made = own[1].local(local.params, *blocks)
+        return list(made) if isinstance(made, tuple | list) else [made]
     rule = _RULES.get(local.op.primitive)
     return local.bind(blocks) if rule is None else rule(local, blocks)
 
@@ -107,6 +111,13 @@ def _resized(parameter: str) -> Rule:
     return lambda local, blocks: local.bind(blocks, **{parameter: local.result_block()})
 
 
+def _foreign(local: Local, blocks: list[Any]) -> list[Any]:
+    """Calls that are told the shapes of their results."""
+    avals = local.params["result_avals"]
+    shapes = [local.result_block(i) for i in range(len(avals))]
+    return local.bind(blocks, result_avals=tuple(a.update(shape=s) for a, s in zip(avals, shapes, strict=True)))
+
+
 def _iota(local: Local, blocks: list[Any]) -> list[Any]:
     """Counting starts at the block's place."""
     dim = local.params["dimension"]
@@ -126,15 +137,8 @@ def _whole_window(local: Local, dim: int, size: int) -> int:
 
 
 def _slice(local: Local, blocks: list[Any]) -> list[Any]:
-    """A cut dimension is taken in full, or every n-th element of every block."""
-    limits = list(local.params["limit_indices"])
-    strides = local.params["strides"] or (1,) * len(limits)
-    for d, axes in enumerate(local.operands[0].dims):
-        if axes and strides[d] == 1:
-            limits[d] = _whole_window(local, d, limits[d])
-        elif axes:
-            limits[d] = local.operand_block(0)[d]
-    return local.bind(blocks, limit_indices=tuple(limits))
+    limits = tuple(_whole_window(local, d, n) for d, n in enumerate(local.params["limit_indices"]))
+    return local.bind(blocks, limit_indices=limits)
 
 
 def _dynamic_slice(local: Local, blocks: list[Any]) -> list[Any]:
@@ -143,10 +147,8 @@ def _dynamic_slice(local: Local, blocks: list[Any]) -> list[Any]:
 
 
 def _pad(local: Local, blocks: list[Any]) -> list[Any]:
-    """Of a cut dimension every element is padded alike."""
-    configs = [tuple(c) for c in local.params["padding_config"]]
-    for d, (low, high, inner) in enumerate(configs):
-        if local.operands[0].dims[d] and (low + high != inner or low < 0 or high < 0):
+    for d, config in enumerate(local.params["padding_config"]):
+        if local.operands[0].dims[d] and tuple(config) != (0, 0, 0):
             raise ValueError(f"pad: dimension {d} is padded, which is cut")
     return local.bind(blocks)
 
@@ -285,6 +287,8 @@ def _once(block: Any, sharding: Sharding, axes: tuple[str, ...]) -> Any:
 
 
 _RULES: Mapping[str, Rule] = {
+    "ffi_call": _foreign,
+    "pure_callback": _foreign,
     "broadcast_in_dim": _resized("shape"),
     "reshape": _resized("new_sizes"),
     "iota": _iota,

@@ -21,6 +21,7 @@ from parallelizer.errors import (
 )
 from parallelizer.pins import check_pins, pin_axes, read_pins
 from parallelizer.plans import Array, Choice, Collective, Cost, Memory, Plan, Tried
+from parallelizer.register import check_rules
 from parallelizer.relaxations import Asked, does_not_fit
 from parallelizer.rule_errors import BadTripsError, UnknownLoopError
 from parallelizer.tracer import Traced
@@ -30,6 +31,7 @@ from passes.ir.text import graph_hash
 from passes.layout import Found, MemoryError_, PinError, search_layout
 from passes.meshes import AXIS_NAMES, candidate_meshes
 from passes.normalize import drop_dead
+from passes.rules import rule_name
 from passes.trips import Loop, TripError, hinted
 
 
@@ -65,9 +67,11 @@ def make_plan(
     time_limit_s: float = 60.0,
     loop_trips: int | Mapping[str, int] | None = None,
 ) -> Plan:
-    """Search and report. Raises the errors of bad pins, meshes, memory, loop_trips and (strict) unknown operations."""
+    """Search and report. Raises the errors of bad pins, meshes, memory, registered rules, loop_trips and (strict)
+    unknown operations."""
     start = time.monotonic()
     graph, loops = with_trips(drop_dead(traced.graph), loop_trips)
+    check_rules(graph)
     pinned = read_pins(pins or {}, graph)
     meshes = meshes_for(topology, mesh, pin_axes(pinned))
     legal = [m for m in meshes if _legal(pinned, graph, m)]
@@ -120,8 +124,9 @@ def _unknown(found: Found) -> tuple[tuple[str, int, str], ...]:
     counts: Counter[str] = Counter()
     where: dict[str, str] = {}
     for v in found.priced.program.grouping.unknown:
-        counts[v.op.primitive] += 1
-        where.setdefault(v.op.primitive, str(v.op.source or ""))
+        name = rule_name(v.op)
+        counts[name] += 1
+        where.setdefault(name, str(v.op.source or ""))
     return tuple((p, n, where[p]) for p, n in counts.most_common())
 
 

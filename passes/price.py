@@ -27,7 +27,8 @@ from passes.tiling import stored_bytes
 
 FAMILY = {
     "contraction": "contraction", "elementwise": "elementwise", "reduction": "reduction", "movement": "copy",
-    "indexing": "gather", "window": "reduction", "lines": "other", "free": "elementwise", "opaque": "other",
+    "indexing": "gather", "window": "reduction", "lines": "other", "local": "other",
+    "free": "elementwise", "opaque": "other",
 }  # fmt: skip
 
 

@@ -26,7 +26,7 @@ class RuleError(ValueError):
 
 # Kinds whose blocks are computed by a local program; the others are left to the compiler's own partitioning, which
 # moves nothing for them.
-LOCAL_KINDS = frozenset({"contraction", "reduction", "indexing", "window", "lines"})
+LOCAL_KINDS = frozenset({"contraction", "reduction", "indexing", "window", "lines", "local"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,8 @@ class Rule:
     addressed by index values (rows of an embedding table): cutting them is local once indices are shifted and masked.
     flop: floating point operations of the whole operation. kind: "elementwise" | "contraction" | "reduction" |
     "movement" | "indexing" | "window" | "lines" (whole lines or matrices are computed at once, for which compilers have
-    no partitioning) | "free" (generated in place in any sharding) | "opaque" (unknown: everything whole).
+    no partitioning) | "local" (a user's rule: the operation itself computes the blocks) | "free" (generated in place in
+    any sharding) | "opaque" (unknown: everything whole).
     halos: what blocks need of their neighbours when a factor is cut.
     """
 
@@ -134,9 +135,7 @@ def parse(
     """
     if text.count("->") != 1:
         raise RuleError(f"rule {text!r}: exactly one '->' is needed")
-    left, right = text.split("->")
-    operands = tuple(_parse_array(t) for t in left.split(",")) if left.strip() or operand_shapes else ()
-    results = tuple(_parse_array(t) for t in right.split(","))
+    operands, results = read_arrays(text, bool(operand_shapes))
     for what, arrays, shapes in (("operand", operands, operand_shapes), ("result", results, result_shapes)):
         if len(arrays) != len(shapes):
             raise RuleError(f"rule {text!r}: {len(arrays)} {what}s are described, the operation has {len(shapes)}")
@@ -145,23 +144,7 @@ def parse(
                 raise RuleError(
                     f"rule {text!r}: {what} {i} has {len(dims)} dimensions in the rule, {len(shape)} in the program"
                 )
-    known = dict(sizes or {})
-    for dims, shape in zip((*operands, *results), (*operand_shapes, *result_shapes), strict=True):
-        for dim, size in zip(dims, shape, strict=True):
-            if len(dim) == 1:
-                old = known.setdefault(dim[0], size)
-                if old != size:
-                    raise RuleError(f"rule {text!r}: factor {dim[0]!r} is {old} in one place and {size} in another")
-    for dims, shape in zip((*operands, *results), (*operand_shapes, *result_shapes), strict=True):
-        for dim, size in zip(dims, shape, strict=True):
-            missing = [f for f in dim if f not in known]
-            if missing:
-                raise RuleError(f"rule {text!r}: factors {missing} of a dimension of {size} have no size")
-            product = 1
-            for f in dim:
-                product *= known[f]
-            if dim and product != size:
-                raise RuleError(f"rule {text!r}: factors {dim} make {product}, the dimension has {size}")
+    known = factor_sizes(f"rule {text!r}", (operands, results), (operand_shapes, result_shapes), sizes or {})
     on_results = {f for dims in results for dim in dims for f in dim}
     on_operands = {f for dims in operands for dim in dims for f in dim}
     reduced = dict(reduced or {})
@@ -172,6 +155,55 @@ def parse(
         if f in on_results:
             raise RuleError(f"rule {text!r}: factor {f!r} is reduced but occurs on a result")
     return Rule(operands, results, known, reduced, frozenset(fixed), frozenset(indexed), flop, kind)
+
+
+def read_arrays(
+    text: str, has_operands: bool = True
+) -> tuple[tuple[tuple[DimFactors, ...], ...], tuple[tuple[DimFactors, ...], ...]]:
+    """(operands, results) of a rule's text, without knowing any shape. RuleError where it cannot be read."""
+    if text.count("->") != 1:
+        raise RuleError(f"rule {text!r}: exactly one '->' is needed")
+    left, right = text.split("->")
+    for array in (*left.split(","), *right.split(",")):
+        rest = _TOKEN.sub(lambda m: "" if m[1] is not None or not set(m[2]) & set("()") else m[2], array)
+        if rest.strip():
+            raise RuleError(f"rule {text!r}: parentheses of {array.strip()!r} do not match")
+    operands = tuple(_parse_array(t) for t in left.split(",")) if left.strip() or has_operands else ()
+    return operands, tuple(_parse_array(t) for t in right.split(","))
+
+
+def factor_sizes(
+    name: str,
+    arrays: tuple[tuple[tuple[DimFactors, ...], ...], tuple[tuple[DimFactors, ...], ...]],
+    shapes: tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]],
+    given: Mapping[str, int],
+) -> dict[str, int]:
+    """Elements of every factor of (operands, results) with these shapes. RuleError, beginning with `name`, naming the
+    dimensions and sizes that contradict each other, and factors whose size follows from nothing."""
+    known, places = dict(given), dict.fromkeys(given, "the sizes given")
+    dims = [
+        (dim, size, f"{what} {i} dimension {d}")
+        for what, described, real in zip(("operand", "result"), arrays, shapes, strict=True)
+        for i, (array, shape) in enumerate(zip(described, real, strict=True))
+        for d, (dim, size) in enumerate(zip(array, shape, strict=True))
+    ]
+    for dim, size, at in dims:
+        if len(dim) == 1:
+            old = known.setdefault(dim[0], size)
+            first = places.setdefault(dim[0], at)
+            if old != size:
+                raise RuleError(
+                    f"{name}: factor {dim[0]!r} is {old} in one place and {size} in another: {first}, and {at}"
+                )
+    for dim, size, at in dims:
+        missing = [f for f in dim if f not in known]
+        if missing:
+            raise RuleError(f"{name}: factors {missing} of a dimension of {size} have no size ({at})")
+        product = math.prod(known[f] for f in dim)
+        if dim and product != size:
+            made = " x ".join(f"{f}={known[f]}" for f in dim)
+            raise RuleError(f"{name}: factors {made} make {product}, the dimension has {size} ({at})")
+    return known
 
 
 def rule_of(

@@ -1,4 +1,6 @@
-"""Primitive name -> the function that makes its rule. A new primitive is one decorated function, usually of one line:
+"""Primitive name -> the function that makes its rule.
+
+A new primitive is one decorated function, usually of one line:
 
 @rule("reverse_cumsum")
 def _(view):
@@ -9,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from passes.ir import Graph, Op
@@ -18,13 +20,15 @@ from passes.rules.notation import Rule, letters, parse, rule_of
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What a rule may look at: shapes, dtypes and parameters of one operation."""
+    """What a rule may look at: shapes, dtypes and parameters of one operation. `name` is what the user calls it, for
+    primitives that run anything (a kernel's name, the target of a foreign call), else empty."""
 
     primitive: str
     operands: tuple[tuple[int, ...], ...]
     results: tuple[tuple[int, ...], ...]
     operand_dtypes: tuple[str, ...]
     params: Mapping[str, Any]
+    name: str = ""
 
     def einsum(self, text: str, **options: Any) -> Rule:
         return parse(text, self.operands, self.results, **options)
@@ -38,6 +42,10 @@ class View:
         operands = tuple(tuple(() for _ in s) for s in self.operands)
         results = tuple(tuple(() for _ in s) for s in self.results)
         return Rule(operands, results, {}, kind="opaque")
+
+    def whole(self) -> Rule:
+        """Everything whole, and known to be so."""
+        return replace(self.opaque(), kind="local")
 
     def elementwise(self, flop_per_element: float = 1.0, kind: str = "elementwise") -> Rule:
         """Arrays of the result's rank share every dimension, but for those of size 1 that are repeated; scalars take
@@ -81,7 +89,30 @@ class View:
 
 
 RuleMaker = Callable[[View], Rule]
+UserRule = Callable[[View], Rule | str | None]
 _RULES: dict[str, RuleMaker] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """A user's rule: `make` gives the rule, its text, or None for an operation that it is not about. `where` is the
+    user's line. `local` computes what one device makes of its blocks, where the operation itself does not:
+    `local(params, *blocks)` gives the block or blocks of the results."""
+
+    make: UserRule
+    where: str
+    local: Callable[..., Any] | None = None
+
+
+class DuplicateRule(ValueError):
+    """`primitive` has a rule already, made at `first`."""
+
+    def __init__(self, primitive: str, first: str, built_in: bool) -> None:
+        super().__init__(f"primitive {primitive!r} has a rule already, made in {first}")
+        self.primitive, self.first, self.built_in = primitive, first, built_in
+
+
+_USERS: dict[str, Registered] = {}
 
 
 def rule(*primitives: str) -> Callable[[RuleMaker], RuleMaker]:
@@ -90,19 +121,59 @@ def rule(*primitives: str) -> Callable[[RuleMaker], RuleMaker]:
     def register(make: RuleMaker) -> RuleMaker:
         for p in primitives:
             if p in _RULES:
-                raise ValueError(f"primitive {p!r} has a rule already, made in {_RULES[p].__module__}")
+                raise DuplicateRule(p, _RULES[p].__module__, True)
             _RULES[p] = make
         return make
 
     return register
 
 
+def register_user(primitive: str, registered: Registered, replaces: bool = False) -> None:
+    """Keep a user's rule for a primitive, or for "primitive:name". Raises DuplicateRule; built-in rules are never
+    replaced."""
+    if primitive in _RULES:
+        raise DuplicateRule(primitive, _RULES[primitive].__module__, True)
+    if primitive in _USERS and not replaces:
+        raise DuplicateRule(primitive, _USERS[primitive].where, False)
+    _USERS[primitive] = registered
+
+
+def forget_user(primitive: str) -> None:
+    """Take a user's rule away again. KeyError where there is none."""
+    del _USERS[primitive]
+
+
 def has_rule(primitive: str) -> bool:
-    return primitive in _RULES
+    return primitive in _RULES or primitive in _USERS
 
 
 def known_primitives() -> tuple[str, ...]:
     return tuple(sorted(_RULES))
+
+
+def given_name(op: Op) -> str:
+    """What the user calls an operation whose primitive runs anything: a kernel's name, a foreign call's target."""
+    for key in ("target_name", "call_target_name", "name"):
+        found = op.params.get(key)
+        if isinstance(found, str):
+            return found
+    call = op.params.get("call")  # custom_partitioning
+    debug = getattr(getattr(call, "jaxpr", call), "debug_info", None)
+    return str(getattr(op.params.get("name_and_src_info"), "name", "") or getattr(debug, "func_name", ""))
+
+
+def rule_name(op: Op) -> str:
+    """The most exact name that a rule for this operation can be registered by."""
+    name = given_name(op)
+    return f"{op.primitive}:{name}" if name else op.primitive
+
+
+def registered_for(op: Op) -> tuple[str, Registered] | None:
+    """The user's rule for this operation and the key that it is registered by: the more exact one first."""
+    for key in (rule_name(op), op.primitive):
+        if key in _USERS:
+            return key, _USERS[key]
+    return None
 
 
 def view_of(graph: Graph, op: Op) -> View:
@@ -112,11 +183,29 @@ def view_of(graph: Graph, op: Op) -> View:
         tuple(graph.values[o].shape for o in op.outputs),
         tuple(graph.value_of(o).dtype for o in op.inputs),
         op.params,
+        given_name(op),
     )
+
+
+def user_rule(registered: Registered, view: View) -> Rule | None:
+    """What a user's rule says of an operation. RuleError where it contradicts the operation.
+
+    However it is priced, its blocks are computed by the operation itself: compilers know nothing of it.
+    """
+    made = registered.make(view)
+    if made is None:
+        return None
+    found = view.einsum(made) if isinstance(made, str) else made
+    return replace(found, kind=found.kind if found.kind in ("contraction", "opaque") else "local")
 
 
 def rule_for(graph: Graph, op: Op) -> Rule:
     """The rule of one operation; an unknown primitive gets the opaque rule (replicated, counted in every report)."""
     view = view_of(graph, op)
+    own = registered_for(op) if _USERS else None
+    if own is not None:
+        found = user_rule(own[1], view)
+        if found is not None:
+            return found
     make = _RULES.get(op.primitive)
     return view.opaque() if make is None else make(view)

@@ -135,7 +135,7 @@ PROGRAMS = {
     "lstm": (_lstm, ()),
     "experts": (_experts, ()),
     "graph network": (_messages, ()),
-    "many primitives": (_many_primitives, ("while", "cond")),
+    "many primitives": (_many_primitives, ()),
     "factorisations": (_factorisations, ()),
     "key-value cache": (_cache, ()),
 }
