@@ -137,8 +137,15 @@ def _whole_window(local: Local, dim: int, size: int) -> int:
 
 
 def _slice(local: Local, blocks: list[Any]) -> list[Any]:
-    limits = tuple(_whole_window(local, d, n) for d, n in enumerate(local.params["limit_indices"]))
-    return local.bind(blocks, limit_indices=limits)
+    """A cut dimension is taken in full, or every n-th element of every block."""
+    limits = list(local.params["limit_indices"])
+    strides = local.params["strides"] or (1,) * len(limits)
+    for d, axes in enumerate(local.operands[0].dims):
+        if axes and strides[d] == 1:
+            limits[d] = _whole_window(local, d, limits[d])
+        elif axes:
+            limits[d] = local.operand_block(0)[d]
+    return local.bind(blocks, limit_indices=tuple(limits))
 
 
 def _dynamic_slice(local: Local, blocks: list[Any]) -> list[Any]:
@@ -147,8 +154,10 @@ def _dynamic_slice(local: Local, blocks: list[Any]) -> list[Any]:
 
 
 def _pad(local: Local, blocks: list[Any]) -> list[Any]:
-    for d, config in enumerate(local.params["padding_config"]):
-        if local.operands[0].dims[d] and tuple(config) != (0, 0, 0):
+    """Of a cut dimension every element is padded alike."""
+    configs = [tuple(c) for c in local.params["padding_config"]]
+    for d, (low, high, inner) in enumerate(configs):
+        if local.operands[0].dims[d] and (low + high != inner or low < 0 or high < 0):
             raise ValueError(f"pad: dimension {d} is padded, which is cut")
     return local.bind(blocks)
 
