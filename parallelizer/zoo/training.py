@@ -11,22 +11,24 @@ import jax
 import jax.numpy as jnp
 import optax  # type: ignore[import-untyped]
 
+from parallelizer.zoo import optimizers
 from parallelizer.zoo.model import Step, ZooModel, check_choice, split_options
+from parallelizer.zoo.optimizers import MATRIX_OPTIMIZERS
 
 Loss = Callable[[Any, Any, jax.Array | None], jax.Array]
 METRICS = ("loss", "grad_norm")
-OPTIMIZERS = ("adamw", "sgd", "momentum", "adagrad")
+OPTIMIZERS = ("adamw", "sgd", "momentum", "adagrad", *MATRIX_OPTIMIZERS)
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingConfig:
     """How the parameters are updated.
 
-    `optimizer` is one of OPTIMIZERS: AdamW (arXiv:1711.05101), plain gradient descent, descent with `momentum`, or
-    Adagrad (Duchi et al., JMLR 12, 2011). `clip_norm` bounds the global gradient norm (None: no clipping);
-    `weight_decay` acts on matrices and embeddings, not on biases and norms; `warmup_steps` raises the learning rate
-    linearly from zero; `metrics` names what the step returns (an empty tuple for a step that computes nothing but the
-    new state).
+    `optimizer` is one of OPTIMIZERS: AdamW (arXiv:1711.05101), plain gradient descent, descent with `momentum`,
+    Adagrad (Duchi et al., JMLR 12, 2011), or one of those in `optimizers.py`. `clip_norm` bounds the global gradient
+    norm (None: no clipping); `weight_decay` acts on matrices and embeddings, not on biases and norms; `warmup_steps`
+    raises the learning rate linearly from zero; `metrics` names what the step returns (an empty tuple for a step that
+    computes nothing but the new state).
     """
 
     learning_rate: float = 3e-4
@@ -67,6 +69,9 @@ def _update_rule(config: TrainingConfig, rate: Any, mask: Callable[[Any], Any] |
                 rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=mask
             )
         return optax.adam(rate, b1=config.b1, b2=config.b2, eps=config.eps)
+    if config.optimizer in MATRIX_OPTIMIZERS:
+        make = {"muon": optimizers.muon, "shampoo": optimizers.shampoo, "soap": optimizers.soap}[config.optimizer]
+        return make(rate, config.b1, config.b2, config.eps, config.weight_decay, mask)
     if config.optimizer == "adagrad":
         rule = optax.adagrad(rate, eps=config.eps)
     else:
