@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from cost_model.topology import Topology
     from parallelizer.api import abstract_state, init, parallelize, plan, shard
     from parallelizer.errors import ParallelizerError
+    from parallelizer.pins import hint
     from parallelizer.plans import Plan
     from parallelizer.register import register_rule
     from parallelizer.store import load_plan
@@ -18,6 +19,7 @@ _WHERE = {
     "Plan": "parallelizer.plans",
     "Topology": "cost_model.topology",
     "abstract_state": "parallelizer.api",
+    "hint": "parallelizer.pins",
     "init": "parallelizer.api",
     "load_plan": "parallelizer.store",
     "parallelize": "parallelizer.api",
@@ -31,6 +33,7 @@ __all__ = [
     "Plan",
     "Topology",
     "abstract_state",
+    "hint",
     "init",
     "load_plan",
     "parallelize",

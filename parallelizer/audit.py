@@ -17,7 +17,7 @@ from typing import Any
 
 from cost_model.topology import Topology, parse_topology
 from parallelizer.compiled import CompiledCollective, CompiledMemory, read_collectives, read_memory
-from parallelizer.matching import Key, Matching, Part, agree, match, total
+from parallelizer.matching import Key, Matching, Part, agree, match, total, unpacked
 from parallelizer.plans import Plan
 from parallelizer.wording import bytes_text
 from passes.ir import Graph, Op, walk
@@ -29,6 +29,7 @@ FLOOR_BYTES = 4096
 """Differences of a row up to this many bytes per step are latency too, and do not make an audit fail."""
 
 _TAG = re.compile(r"\bpz(\d+)\b")
+_PACK_TAG = re.compile(r"\bpzpack(\d+)\b")
 _OUTPUT_TAG = re.compile(r"\bpzout\d+\b")
 _UNTAGGED = -2  # planned collectives of leaving values have operation -1
 _HALF = ("bfloat16", "float16")
@@ -209,18 +210,11 @@ def _compiled(plan: Plan, found: Iterable[CompiledCollective], notes: list[str])
                 detail += f", part of {c.part_of.lower()}"
             if name:
                 detail += f", {_short(name)}"
+            narrow = c.dtypes in (("bf16",), ("f16",))
             count = c.count * (1 if c.count_known else lengths.get(_op_of(name), 1))
-            yield Part(
-                c.kind,
-                axes,
-                _op_of(name),
-                size * count,
-                size,
-                count,
-                detail,
-                sliced,
-                c.dtypes in (("bf16",), ("f16",)),
-            )
+            part = Part(c.kind, axes, _op_of(name), size * count, size, count, detail, sliced, narrow)
+            pack = _PACK_TAG.findall(name)
+            yield from unpacked(part, plan.layout.packs[int(pack[-1])]) if pack else (part,)
     if partly:
         notes.append(f"{partly} compiled collectives join only a part of the axes that they are listed under")
     if unknown:

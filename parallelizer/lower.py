@@ -21,6 +21,7 @@ from parallelizer import compat
 from parallelizer.islands import Local, before_reductions, finish, run_local
 from parallelizer.loops import Scope, run_control
 from parallelizer.moves import Planner, gather_and_slice, island, pin, reshard
+from parallelizer.packs import gather_together, reduce_together
 from passes.ir.control import has_control
 from passes.ir.graph import Graph, Literal, Op, Operand
 from passes.ir.sharding import Layout, OpDecision, Sharding, Step, Use
@@ -39,7 +40,9 @@ def lower(
         raise ValueError("a layout needs a mesh")
     if plan is None:
         plan = _planned(layout)
-    run = _Lowering(graph, layout, mesh, plan, {v: op for op in _all_ops(graph.ops) for v in op.outputs})
+    packs = enumerate(layout.packs if layout else ())
+    packed = {(m.place, m.at): k for k, pack in packs for m in pack.members}
+    run = _Lowering(graph, layout, mesh, plan, {v: op for op in _all_ops(graph.ops) for v in op.outputs}, packed)
 
     def flat(*inputs: Any) -> list[Any]:
         return run.program(inputs)
@@ -76,6 +79,7 @@ class _Lowering:
     mesh: Any
     plan: Planner
     producer: Mapping[int, Op]
+    packed: Mapping[tuple[str, int], int]
 
     def program(self, inputs: Sequence[Any]) -> list[Any]:
         graph = self.graph
@@ -87,6 +91,8 @@ class _Lowering:
 
     def output(self, i: int, operand: Operand, scope: Scope) -> Any:
         """An output in the sharding that it leaves with, unfinished sums finished."""
+        if ("output", i) in self.packed:
+            return self.sent("output", i, scope)
         if self.layout is None or isinstance(operand, Literal) or operand not in scope.forms:
             return scope.read(operand)
         target = Sharding(scope.forms[operand].dims)
@@ -118,17 +124,30 @@ class _Lowering:
         return known
 
     def ops(self, ops: Sequence[Op], scope: Scope) -> None:
-        for op in ops:
-            decision = self.layout.ops.get(op.id) if self.layout else None
-            if has_control(op):
-                run_control(self, op, scope)
-            elif decision is None:
-                args = [self.whole(o, scope, op) for o in op.inputs]
-                scope.values.update(zip(op.outputs, compat.bind(op.binding, args, f"pz{op.id}"), strict=True))
-            elif decision.manual:
-                self.manual(op, decision, scope)
-            else:
-                self.automatic(op, decision, scope)
+        """Replay operations in order; those that wait for a pack when all others are done and the packs are sent."""
+        todo = ops
+        while todo:
+            later = []
+            for op in todo:
+                if scope.awaited and any(o in scope.awaited for o in op.inputs if not isinstance(o, Literal)):
+                    scope.awaited.update(op.outputs)
+                    later.append(op)
+                else:
+                    self.op(op, scope)
+            self.send_sums(scope)
+            todo = later
+
+    def op(self, op: Op, scope: Scope) -> None:
+        decision = self.layout.ops.get(op.id) if self.layout else None
+        if has_control(op):
+            run_control(self, op, scope)
+        elif decision is None:
+            args = [self.whole(o, scope, op) for o in op.inputs]
+            scope.values.update(zip(op.outputs, compat.bind(op.binding, args, f"pz{op.id}"), strict=True))
+        elif decision.manual:
+            self.manual(op, decision, scope)
+        else:
+            self.automatic(op, decision, scope)
 
     def whole(self, operand: Operand, scope: Scope, op: Op) -> Any:
         """An operand for an operation that the compiler partitions: any cut will do, but no unfinished sum."""
@@ -183,6 +202,10 @@ class _Lowering:
             rank = len(graph.values[v].shape)
             results.append(given or self.layout.values.get(v) or Sharding.replicated(rank))
         summed = tuple(a for r in decision.reductions if r.combine == "sum" for a in r.axes)
+        reductions, held = decision.reductions, ("result", op.id) in self.packed
+        if held:
+            partial = tuple(a for r in reductions for a in r.axes)
+            reductions, results = (), [Sharding(before_reductions(results[0], reductions).dims, partial)]
         local = Local(
             op=op,
             operands=tuple(forms),
@@ -199,7 +222,7 @@ class _Lowering:
             for operand, form in zip(op.inputs, forms, strict=True):
                 block = operand.value if isinstance(operand, Literal) else next(rest)
                 full.append(block[0] if form.partial else block)
-            out = [finish(b, decision.reductions) for b in run_local(local, full)]
+            out = [finish(b, reductions) for b in run_local(local, full)]
             out = [b[None] if r.partial else b for b, r in zip(out, results, strict=True)]
             return out[0] if len(out) == 1 else tuple(out)
 
@@ -208,10 +231,40 @@ class _Lowering:
             uses = [_use(decision, i) for i, o in enumerate(op.inputs) if not isinstance(o, Literal)]
             args = [self.operand(o, f, u, scope) for o, f, u in zip(arrays, wanted, uses, strict=True)]
             made = island(body, wanted, results, self.mesh)(*args)
+        if held:
+            scope.held["result", op.id] = made
+            scope.awaited.update(op.outputs)
+            return
         for v, value, form in zip(op.outputs, (made,) if len(results) == 1 else made, results, strict=True):
             scope.values[v] = value
             scope.forms[v] = form
             scope.pinned.add(v)
+
+    def sent(self, place: str, at: int, scope: Scope) -> Any:
+        """A gathered array that travels in a pack, which is sent when the first of its arrays is asked for."""
+        if (place, at) not in scope.sent:
+            assert self.layout is not None
+            k = self.packed[place, at]
+            pack = self.layout.packs[k]
+            forms = [self.form(m.value, scope) or self.layout.values[m.value] for m in pack.members]
+            with compat.names(None, f"pzpack{k}"):
+                made = gather_together(pack, [scope.values[m.value] for m in pack.members], forms, self.mesh)
+            scope.sent.update(zip(((m.place, m.at) for m in pack.members), made, strict=True))
+        return scope.sent[place, at]
+
+    def send_sums(self, scope: Scope) -> None:
+        """Finish the sums that were held back, a pack at a time."""
+        for k in sorted({self.packed[place] for place in scope.held}):
+            assert self.layout is not None
+            pack = self.layout.packs[k]
+            forms = [self.layout.values[m.value] for m in pack.members]
+            with compat.names(None, f"pzpack{k}"):
+                made = reduce_together(pack, [scope.held[m.place, m.at] for m in pack.members], forms, self.mesh)
+            for m, x, form in zip(pack.members, made, forms, strict=True):
+                scope.values[m.value], scope.forms[m.value] = x, form
+                scope.pinned.add(m.value)
+        scope.held.clear()
+        scope.awaited.clear()
 
     def operand(self, v: int, target: Sharding, use: Use | None, scope: Scope) -> Any:
         """An operand in the form `target`, moved as the plan says; what repeats a moved array is made anew from it."""
@@ -228,6 +281,8 @@ class _Lowering:
     def serve(self, use: Use, scope: Scope) -> Any:
         """The moved copy of a use's source."""
         v = use.source
+        if ("use", use.copy) in self.packed:
+            return self.sent("use", use.copy, scope)
         own = self.form(v, scope)
         if own is None or not use.shared or self.layout is None:
             return self.fetch(v, use.target, scope, shares=False)
@@ -299,6 +354,8 @@ class _Lowering:
 
     def copy(self, v: int, source: Sharding, shared: Sharding, scope: Scope) -> Any:
         """The one copy of `v` that several consumers read, made when the first of them asks."""
+        if ("copy", v) in self.packed:
+            return self.sent("copy", v, scope)
         if v not in scope.copies:
             steps = self.steps(v, source, shared)
             scope.copies[v] = self.move(v, scope.values[v], source, shared, steps, scope, False)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from parallelizer.plans import Collective
+from passes.ir import Pack
 
 BYTES_WITHIN = 0.02
 RESPELLED_BYTES = 1 << 18
@@ -72,6 +73,17 @@ def match(predicted: Sequence[Part], real: Sequence[Part]) -> Matching:
         if not agree(total(wanted[key, op]), total(had[key, op]))
     )
     return Matching(tuple(found["respelled"]), tuple(found["narrowed"]), left)
+
+
+def unpacked(part: Part, pack: Pack) -> Iterator[Part]:
+    """The arrays of a pack, which a compiler sees as one. A later stage moves a part of each, all the same part."""
+    whole = sum(m.size_bytes for m in pack.members)
+    if any(m.size_bytes * part.each_bytes % whole for m in pack.members):
+        yield part  # something else under the pack's name
+        return
+    for m in pack.members:
+        each = m.size_bytes * part.each_bytes // whole
+        yield replace(part, op=m.op, each_bytes=each, total_bytes=each * part.count)
 
 
 def _is_same(planned: Part, compiled: Part) -> bool:

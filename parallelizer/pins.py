@@ -1,4 +1,5 @@
-"""What the user fixes: paths or globs of arguments -> how they are cut, checked against shapes and mesh."""
+"""What the user fixes: arguments by path or glob, values inside the step by name -> how they are cut, checked against
+shapes and mesh."""
 
 from __future__ import annotations
 
@@ -7,9 +8,39 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+from jax.ad_checkpoint import checkpoint_name
+
 from parallelizer.errors import BadPinError, NotDivisibleError, UnknownAxisError, UnknownPathError
 from parallelizer.moves import from_spec
-from passes.ir import Graph, Sharding
+from passes.ir import Graph, Sharding, walk
+
+
+def hint(x: Any, name: str) -> Any:
+    """Name a value inside a step, so that `pins={name: spec}` can say how it is cut. Returns `x` itself.
+
+    `x` is an array or a pytree of arrays of one rank. The name is that of `jax.ad_checkpoint.checkpoint_name`, so names
+    that a checkpoint policy uses can be pinned too. It belongs to the value in the forward pass and where that is
+    recomputed, not to its gradient. Inside the body of a loop it is the value of one iteration.
+    """
+    return jax.tree.map(lambda leaf: checkpoint_name(leaf, name), x)
+
+
+def named_values(graph: Graph) -> dict[str, list[int]]:
+    """The values that have names, loop bodies included."""
+    out: dict[str, list[int]] = {}
+    for v in walk(graph):
+        if v.op.primitive == "name":
+            out.setdefault(str(v.op.params["name"]), []).append(v.op.outputs[0])
+    return out
+
+
+def label(graph: Graph, value: int) -> str:
+    """What to call a value that can be pinned."""
+    if value in graph.inputs:
+        return graph.input_paths[graph.inputs.index(value)]
+    named = [name for name, values in named_values(graph).items() if value in values]
+    return f"the value named {named[0]!r}" if named else f"value {value}"
 
 
 def match_paths(pattern: str, paths: Sequence[str]) -> list[int]:
@@ -21,22 +52,24 @@ def match_paths(pattern: str, paths: Sequence[str]) -> list[int]:
 
 
 def read_pins(pins: Mapping[str, Any], graph: Graph) -> dict[int, tuple[str, Sharding]]:
-    """Input value -> (pattern, sharding). Later patterns override earlier ones.
+    """Value -> (pattern, sharding). Later patterns override earlier ones; a pattern that no path matches may be the
+    name of a value (see `hint`).
 
     Raises UnknownPathError for a pattern without a match, BadPinError for a spec that does not fit the array.
     """
     out: dict[int, tuple[str, Sharding]] = {}
+    named = named_values(graph)
     for pattern, spec in pins.items():
-        found = match_paths(pattern, graph.input_paths)
+        found = [graph.inputs[i] for i in match_paths(pattern, graph.input_paths)]
+        found = found or [v for name, values in named.items() if fnmatch.fnmatchcase(name, pattern) for v in values]
         if not found:
-            raise UnknownPathError.of(pattern, graph.input_paths)
+            raise UnknownPathError.of(pattern, (*graph.input_paths, *named))
         entries = _entries(pattern, spec)
-        for i in found:
-            value = graph.values[graph.inputs[i]]
-            if len(entries) > len(value.shape):
-                reason = f"it has {len(entries)} entries"
-                raise BadPinError.of(graph.input_paths[i], str(spec), reason, value.shape)
-            out[graph.inputs[i]] = (pattern, from_spec(entries, len(value.shape)))
+        for v in found:
+            shape = graph.values[v].shape
+            if len(entries) > len(shape):
+                raise BadPinError.of(label(graph, v), str(spec), f"it has {len(entries)} entries", shape)
+            out[v] = (pattern, from_spec(entries, len(shape)))
     return out
 
 
@@ -59,7 +92,7 @@ def pin_axes(pins: Mapping[int, tuple[str, Sharding]]) -> list[str]:
 def check_pins(pins: Mapping[int, tuple[str, Sharding]], graph: Graph, sizes: Mapping[str, int]) -> None:
     """Raise UnknownAxisError or NotDivisibleError if a pin cannot be on a mesh of these axis sizes."""
     for value, (pattern, sharding) in pins.items():
-        path = graph.input_paths[graph.inputs.index(value)]
+        path = label(graph, value)
         for dim, axes in enumerate(sharding.dims):
             for a in axes:
                 if a not in sizes:

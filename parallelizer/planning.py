@@ -14,12 +14,13 @@ from cost_model.hardware import UnknownChip
 from cost_model.mesh import LogicalMesh, MeshError, logical_mesh
 from cost_model.topology import ImpossibleTopology, Topology, UnknownTopology, known_topologies, parse_topology
 from parallelizer.errors import (
+    BadPinError,
     MeshSizeError,
     NotDivisibleError,
     UnknownPrimitiveError,
     UnknownTopologyError,
 )
-from parallelizer.pins import check_pins, pin_axes, read_pins
+from parallelizer.pins import check_pins, label, pin_axes, read_pins
 from parallelizer.plans import Array, Choice, Collective, Cost, Memory, Plan, Tried
 from parallelizer.register import check_rules
 from parallelizer.relaxations import Asked, does_not_fit
@@ -85,7 +86,7 @@ def make_plan(
         asked = Asked(graph, legal, meshes_for(topology, None, pin_axes(pinned)), limit, fixed, time_limit_s)
         raise does_not_fit(error, asked) from error
     except PinError as error:
-        raise _bad_pin(error) from error
+        raise _bad_pin(error, graph) from error
     unknown = _unknown(best)
     if strict and unknown:
         raise UnknownPrimitiveError.of(unknown)
@@ -111,12 +112,16 @@ def _legal(pinned: Mapping[int, tuple[str, Sharding]], graph: Graph, mesh: Logic
     return True
 
 
-def _bad_pin(error: PinError) -> ValueError:
-    """The array's dimension divides, but something that must be cut with it does not."""
+def _bad_pin(error: PinError, graph: Graph) -> ValueError:
+    """Nothing to decide there; or the dimension divides, but something that must be cut with it does not."""
+    path = label(graph, error.value)
+    if not error.decided:
+        reason = "how it is cut follows from other values (it is a constant, or repeats another array)"
+        return BadPinError.of(path, str(error.sharding), reason, error.shape)
     sizes = error.mesh.sizes
     for dim, axes in enumerate(error.sharding.dims):
         if axes:
-            return NotDivisibleError.of(error.path, dim, error.shape[dim], {a: sizes[a] for a in axes})
+            return NotDivisibleError.of(path, dim, error.shape[dim], {a: sizes[a] for a in axes})
     return error
 
 

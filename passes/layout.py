@@ -34,11 +34,14 @@ class LayoutError(ValueError):
 
 
 class PinError(LayoutError):
-    """No strategy satisfies a pin. `path`, `value`, `sharding`, `mesh` say which."""
+    """No strategy satisfies a pin. `value`, `shape`, `sharding`, `mesh` say which; `decided` is False where the value
+    follows from others in every layout (a constant, a repeated array, a random key)."""
 
-    def __init__(self, path: str, shape: tuple[int, ...], sharding: Sharding, mesh: LogicalMesh) -> None:
-        super().__init__(f"{path} {shape} cannot be cut as {sharding} on {mesh.sizes}")
-        self.path, self.shape, self.sharding, self.mesh = path, shape, sharding, mesh
+    def __init__(
+        self, value: int, shape: tuple[int, ...], sharding: Sharding, mesh: LogicalMesh, decided: bool = True
+    ) -> None:
+        super().__init__(f"value {value} {shape} cannot be cut as {sharding} on {mesh.sizes}")
+        self.value, self.shape, self.sharding, self.mesh, self.decided = value, shape, sharding, mesh, decided
 
 
 class MemoryError_(LayoutError):
@@ -85,7 +88,7 @@ def search_layout(
 ) -> tuple[Found, tuple[Found, ...]]:
     """(the best layout over all meshes, the best of each mesh that was solved).
 
-    `pins` fix the sharding of inputs by value id. Raises PinError when no mesh allows a pin, MemoryError_ when
+    `pins` fix the sharding of values by id. Raises PinError when no mesh allows a pin, MemoryError_ when
     nothing fits.
     """
     warm_up()  # before the clock starts
@@ -199,13 +202,14 @@ def pinned(
     for value, sharding in pins.items():
         place = program.grouping.place(value)
         if place is None:
+            if sharding.axes:
+                raise PinError(value, graph.values[value].shape, sharding, mesh, decided=False)
             continue
         left = tuple(
             s for s in out[place.group] if tuple(s.classes[c] if c >= 0 else () for c in place.dims) == sharding.dims
         )
         if not left:
-            path = graph.input_paths[graph.inputs.index(value)] if value in graph.inputs else f"value {value}"
-            raise PinError(path, graph.values[value].shape, sharding, mesh)
+            raise PinError(value, graph.values[value].shape, sharding, mesh)
         out[place.group] = left
     return out
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from passes.borders import BorderMove, border_moves
 from passes.groups import Finish, Group, Place, Want
 from passes.ir import Dims, Layout, Literal, MoveKey, OpDecision, Reduction, Sharding, Step, Use, Visit
+from passes.packing import pack_collectives
 from passes.price import Priced, Pricer
 from passes.strategies import ARRIVING, Strategy
 
@@ -98,6 +99,7 @@ class _Realizer:
         shares = {v.op.id: v.share for v in self.grouping.visits if v.share != 1.0}
         found = [(at, replace(c, share=min(c.share, shares.get(c.op, 1.0)))) for at, c in self.found]
         layout = Layout(tuple(self.mesh.sizes.items()), self.values, self.shared, self.ops, self.moves)
+        layout = replace(layout, packs=pack_collectives(self.graph, layout, self.priced.program.reaches, self.mesh))
         return Realized(layout, tuple(c for _, c in found), tuple(p for p, _ in found), self.chosen)
 
     # ---- operands ----

@@ -122,6 +122,33 @@ class OpDecision:
     uses: tuple[Use | None, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """One array of a pack, and which of the program's collectives it is.
+
+    `place` and `at`: ("copy", value) the shared copy, ("use", copy number) a moved copy, ("output", position) a result
+    of the program, ("result", operation) a sum that the operation leaves unfinished. `value` is the array that moves,
+    `dims` per stage the dimension that is gathered or scattered (-1: none), `size_bytes` of the first stage as in
+    `Step`, `op` the operation it belongs to (-1: it leaves the program).
+    """
+
+    place: str
+    at: int
+    value: int
+    dims: tuple[int, ...]
+    size_bytes: int
+    op: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """Arrays that are sent as one. `stages` are the collectives, one after the other: ("all_gather", axes) alone, or
+    any of ("reduce_scatter", axes) and ("all_reduce", axes)."""
+
+    stages: tuple[tuple[str, tuple[str, ...]], ...]
+    members: tuple[Packed, ...]
+
+
 Dims = tuple[tuple[str, ...], ...]
 MoveKey = tuple[tuple[int, ...], int, Dims, Dims]  # shape, bytes of an element, source, target
 
@@ -132,7 +159,8 @@ class Layout:
 
     `shared[v]` is the one resharded copy of value v that several consumers use (a parameter gathered once for the
     forward and the backward pass). `moves` are the steps of every reshard that the plan has; equal ones are made
-    equally. A value whose sharding has `partial` axes is an unfinished sum over them.
+    equally. A value whose sharding has `partial` axes is an unfinished sum over them. `packs` are the collectives that
+    travel together.
     """
 
     axis_sizes: tuple[tuple[str, int], ...]
@@ -140,3 +168,4 @@ class Layout:
     shared: Mapping[int, Sharding]
     ops: Mapping[int, OpDecision]
     moves: Mapping[MoveKey, tuple[Step, ...]] = field(default_factory=dict)
+    packs: tuple[Pack, ...] = ()
