@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 
 Params = dict[str, Any]
-Block = Callable[[Params, jax.Array, jax.Array | None], jax.Array]
+Product = Callable[..., jax.Array]
+Block = Callable[[Params, Any, jax.Array | None], Any]
 
 REMAT = ("none", "full", "dots")
 DTYPES = ("float32", "bfloat16")
@@ -34,9 +35,9 @@ def init_dense(
     return params if bias is None else params | {"bias": jnp.zeros(bias, jnp.float32)}
 
 
-def dense(params: Params, x: jax.Array, equation: str) -> jax.Array:
-    """`einsum(equation, x, kernel) + bias` in the type of `x`."""
-    y = jnp.einsum(equation, x, params["kernel"].astype(x.dtype))
+def dense(params: Params, x: jax.Array, equation: str, product: Product = jnp.einsum) -> jax.Array:
+    """`einsum(equation, x, kernel) + bias` in the type of `x`; `product` takes the einsum's place."""
+    y = product(equation, x, params["kernel"].astype(x.dtype))
     return y + params["bias"].astype(x.dtype) if "bias" in params else y
 
 
@@ -68,11 +69,11 @@ def init_projection(key: jax.Array, embed: int, heads: int, head_dim: int, layou
     return init_dense(key, (embed, *out), out if bias else None)
 
 
-def project(params: Params, x: jax.Array, heads: int) -> jax.Array:
+def project(params: Params, x: jax.Array, heads: int, product: Product = jnp.einsum) -> jax.Array:
     """[b, s, e] -> [b, s, h, d], whichever way the kernel is laid out."""
     if params["kernel"].ndim == 3:
-        return dense(params, x, "bse,ehd->bshd")
-    y = dense(params, x, "bse,ef->bsf")
+        return dense(params, x, "bse,ehd->bshd", product)
+    y = dense(params, x, "bse,ef->bsf", product)
     return y.reshape(*y.shape[:2], heads, -1)
 
 
@@ -84,11 +85,11 @@ def init_merge(
     return init_dense(key, (*into, embed), (embed,) if bias else None, std)
 
 
-def merge(params: Params, x: jax.Array) -> jax.Array:
+def merge(params: Params, x: jax.Array, product: Product = jnp.einsum) -> jax.Array:
     """[b, s, h, d] -> [b, s, e]."""
     if params["kernel"].ndim == 3:
-        return dense(params, x, "bshd,hde->bse")
-    return dense(params, x.reshape(*x.shape[:2], -1), "bsf,fe->bse")
+        return dense(params, x, "bshd,hde->bse", product)
+    return dense(params, x.reshape(*x.shape[:2], -1), "bsf,fe->bse", product)
 
 
 def causal_mask(sequence: int) -> jax.Array:

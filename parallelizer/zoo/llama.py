@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from parallelizer.zoo import decoder
+from parallelizer.zoo import decoder, quantized
 from parallelizer.zoo import layers as nn
 from parallelizer.zoo.decoder import build_decoder, next_token_loss
 from parallelizer.zoo.model import ZooModel, check_choice, check_divides, check_positive, check_rate
@@ -54,7 +54,8 @@ class LlamaLike(Protocol):
 class LlamaConfig:
     """Sizes and options of a Llama; the options mean what they mean in `GptConfig`.
 
-    Rotary frequencies are those of Llama 3, without the long-context scaling that 3.1 adds.
+    Rotary frequencies are those of Llama 3, without the long-context scaling that 3.1 adds. `products` computes the
+    blocks' products with weights "exact", in "int8" or in "fp8" (`quantized.py`); embedding and head stay exact.
     """
 
     layers: int
@@ -73,6 +74,7 @@ class LlamaConfig:
     projection: str = "heads"
     rope_base: float = 500_000.0
     norm_eps: float = 1e-5
+    products: str = "exact"
 
     def __post_init__(self) -> None:
         check_positive(self, "layers", "mlp", "sequence", "vocab", "vocab_multiple")
@@ -82,6 +84,7 @@ class LlamaConfig:
         check_choice("remat", self.remat, nn.REMAT)
         check_choice("dtype", self.dtype, nn.DTYPES)
         check_choice("projection", self.projection, nn.PROJECTIONS)
+        check_choice("products", self.products, tuple(quantized.PRODUCTS))
 
     @property
     def head_dim(self) -> int:
@@ -154,10 +157,10 @@ def init_swiglu(keys: tuple[jax.Array, ...], embed: int, hidden: int, residual_s
     }
 
 
-def swiglu(params: Params, x: jax.Array) -> jax.Array:
+def swiglu(params: Params, x: jax.Array, product: nn.Product = jnp.einsum) -> jax.Array:
     """silu(x gate) * (x up), down again: [b, s, e] -> [b, s, e] (Shazeer, arXiv:2002.05202)."""
-    gate = jax.nn.silu(nn.dense(params["gate"], x, "bse,ef->bsf"))
-    return nn.dense(params["down"], gate * nn.dense(params["up"], x, "bse,ef->bsf"), "bsf,fe->bse")
+    gate = jax.nn.silu(nn.dense(params["gate"], x, "bse,ef->bsf", product))
+    return nn.dense(params["down"], gate * nn.dense(params["up"], x, "bse,ef->bsf", product), "bsf,fe->bse", product)
 
 
 def rms_norm(params: Params, x: jax.Array, eps: float) -> jax.Array:
@@ -193,22 +196,28 @@ def grouped_attention(
 
 
 def attend(
-    config: LlamaLike, angles: jax.Array, params: Params, x: jax.Array, keys: tuple[jax.Array | None, ...]
+    config: LlamaLike,
+    angles: jax.Array,
+    params: Params,
+    x: jax.Array,
+    keys: tuple[jax.Array | None, ...],
+    product: nn.Product = jnp.einsum,
 ) -> jax.Array:
     """x [b, s, e] plus causal attention on its norm; `keys` drop out weights and result."""
     weights_key, attention_key = keys
     y = rms_norm(params["attention_norm"], x, config.norm_eps)
-    query = rotate(nn.project(params["attention"]["query"], y, config.heads), angles)
-    key = rotate(nn.project(params["attention"]["key"], y, config.kv_heads), angles)
-    value = nn.project(params["attention"]["value"], y, config.kv_heads)
+    query = rotate(nn.project(params["attention"]["query"], y, config.heads, product), angles)
+    key = rotate(nn.project(params["attention"]["key"], y, config.kv_heads, product), angles)
+    value = nn.project(params["attention"]["value"], y, config.kv_heads, product)
     y = grouped_attention(query, key, value, config.dropout, weights_key)
-    return x + nn.dropout(nn.merge(params["attention"]["out"], y), config.dropout, attention_key)
+    return x + nn.dropout(nn.merge(params["attention"]["out"], y, product), config.dropout, attention_key)
 
 
 def _block(config: LlamaConfig, angles: jax.Array, params: Params, x: jax.Array, key: jax.Array | None) -> jax.Array:
     weights_key, attention_key, mlp_key = (None, None, None) if key is None else jax.random.split(key, 3)
-    x = attend(config, angles, params, x, (weights_key, attention_key))
-    y = swiglu(params["mlp"], rms_norm(params["mlp_norm"], x, config.norm_eps))
+    product = quantized.PRODUCTS[config.products]
+    x = attend(config, angles, params, x, (weights_key, attention_key), product)
+    y = swiglu(params["mlp"], rms_norm(params["mlp_norm"], x, config.norm_eps), product)
     return x + nn.dropout(y, config.dropout, mlp_key)
 
 

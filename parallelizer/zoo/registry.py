@@ -140,6 +140,8 @@ _MODELS: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
         "gpt3-39b": ("gpt", _gpt3(48, 8192, 64)),
         "gpt3-175b": ("gpt", _gpt3(96, 12288, 96)),
         "llama-toy": ("llama", {**_TOY, "kv_heads": 2, "mlp": 192}),
+        "llama-toy-int8": ("llama", {**_TOY, "kv_heads": 2, "mlp": 192, "products": "int8"}),
+        "llama-toy-fp8": ("llama", {**_TOY, "kv_heads": 2, "mlp": 192, "products": "fp8"}),
         "llama3-8b": ("llama", _llama3(32, 4096, 32, 14336)),
         "llama3-70b": ("llama", _llama3(80, 8192, 64, 28672)),
         "llama3-405b": ("llama", _llama3(126, 16384, 128, 53248)),
