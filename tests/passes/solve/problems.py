@@ -82,12 +82,50 @@ def contested_problem(seed: int) -> Problem:
 
 
 def brute_force(problem: Problem) -> tuple[float, float]:
-    """The least feasible cost, and the least over-use of choices of finite cost."""
-    best, over = math.inf, math.inf
-    for choice in itertools.product(*(range(c.size) for c in problem.node_costs)):
-        found = evaluate(problem, choice)
-        if found.cost < math.inf:
-            over = min(over, found.over_bytes)
-            if found.feasible:
-                best = min(best, found.cost)
-    return best, over
+    """The least feasible cost, and the least over-use of choices of finite cost: all choices at once, in float64."""
+    shape = tuple(c.size for c in problem.node_costs)
+    if not math.prod(shape):
+        return math.inf, math.inf
+    choices = np.indices(shape).reshape(len(shape), -1)
+    cost = np.zeros(choices.shape[1])
+    for values, picked in zip(problem.node_costs, choices, strict=True):
+        cost += _finite_or_inf(values)[picked]
+    for e in problem.edges:
+        rows = choices[e.u] if e.row_of is None else e.row_of[choices[e.u]]
+        cols = choices[e.v] if e.col_of is None else e.col_of[choices[e.v]]
+        cost += _finite_or_inf(e.matrix)[rows, cols]
+    over = np.zeros(choices.shape[1])
+    if problem.memory_limit is not None:
+        for time in {m.start for m in problem.memory}:
+            live = np.zeros(choices.shape[1])
+            for m in problem.memory:
+                if m.start <= time < m.end:
+                    live += m.usage[choices[m.node]]
+            over = np.maximum(over, live - problem.memory_limit)
+    possible = np.isfinite(cost)
+    return (
+        float(cost[possible & (over == 0)].min(initial=math.inf)),
+        float(over[possible].min(initial=math.inf)),
+    )
+
+
+def _finite_or_inf(costs: np.ndarray) -> np.ndarray:
+    return np.where(costs >= 10**18, np.inf, costs)
+
+
+def scattered_problem(seed: int) -> Problem:
+    """Two to four groups of two or three nodes that no edge joins; memory that may or may not join them in time."""
+    rng = np.random.default_rng(20_000 + seed)
+    costs: list[np.ndarray] = []
+    edges, memory = [], []
+    for group in range(int(rng.integers(2, 5))):
+        first = len(costs)
+        for _ in range(int(rng.integers(2, 4))):
+            size = int(rng.integers(2, 4))
+            usage = rng.integers(1, 30, size)
+            memory.append(MemoryItem(len(costs), 2 * group, 2 * group + 2 + int(rng.random() < 0.3), usage))
+            costs.append(rng.integers(0, 10, size) + 30 - usage)
+        for u in range(first, len(costs)):
+            for v in range(u + 1, len(costs)):
+                edges.append(Edge(u, v, rng.integers(0, 20, (costs[u].size, costs[v].size))))
+    return Problem(tuple(costs), tuple(edges), tuple(memory), int(rng.integers(20, 70)))
