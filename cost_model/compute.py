@@ -94,6 +94,10 @@ def contraction_efficiency(chip: Chip, flop: Number, dtype: str) -> Number:
     return work / _matrix_s(chip, work, dtype) / chip.peak_flop_per_s(dtype)
 
 
+def ramped_s(sustained_s: np.ndarray, ramp_s: Number) -> np.ndarray:
+    """Seconds of a product that would take `sustained_s` at the sustained rate: the curve of the module's text."""
+    return sustained_s + ramp_s**_RAMP_POWER * sustained_s ** (1 - _RAMP_POWER)
+
+
 def _matrix_s(chip: Chip, flop: np.ndarray, dtype: str) -> np.ndarray:
-    sustained = flop / (chip.peak_flop_per_s(dtype) * chip.matmul_efficiency)
-    return sustained + chip.matmul_ramp_s**_RAMP_POWER * sustained ** (1 - _RAMP_POWER)
+    return ramped_s(flop / (chip.peak_flop_per_s(dtype) * chip.matmul_efficiency), chip.matmul_ramp_s)

@@ -24,6 +24,7 @@ from parallelizer.errors import (
 from parallelizer.nnx_adapter import NnxAdapter, adapt
 from parallelizer.planning import make_plan, resolve_topology, with_trips
 from parallelizer.plans import Plan
+from parallelizer.profiles import with_profile
 from parallelizer.runtime.devices import local_topology
 from parallelizer.runtime.program import OtherCall, Program
 from parallelizer.runtime.runner import Runner, program_of, signature
@@ -54,12 +55,12 @@ def plan(
     """Find how one training step is cut over a machine. Needs shapes, not devices.
 
     `args` and `kwargs` are what `fn` is called with: arrays or `jax.ShapeDtypeStruct`s. `topology` is a name
-    ("v5p:4x4x4", "h100:8x16", "cpu:8") or a `Topology`; by default the devices at hand. `mesh` pins the logical mesh
-    ({"x": 2, "y": 4}), `memory_bytes` the memory of a device, `pins` the sharding of arguments by path or glob
-    ({"*/up/kernel": P(None, "x")}). `strict` refuses operations without a sharding rule. `time_limit_s` bounds the
-    search. `loop_trips` says how often loops run that the program does not count (`while_loop`): one number, or one by
-    the function or "file.py:line" that they are written in; else they count as often as their condition allows, or
-    once.
+    ("v5p:4x4x4", "h100:8x16", "cpu:8", with a profile "cpu:8@my.json") or a `Topology`; by default the devices at
+    hand. `mesh` pins the logical mesh ({"x": 2, "y": 4}), `memory_bytes` the memory of a device, `pins` the
+    sharding of arguments by path or glob ({"*/up/kernel": P(None, "x")}). `strict` refuses operations without a
+    sharding rule. `time_limit_s` bounds the search. `loop_trips` says how often loops run that the program does not
+    count (`while_loop`): one number, or one by the function or "file.py:line" that they are written in; else they count
+    as often as their condition allows, or once.
 
     Raises the errors of `parallelizer.errors`; nothing is changed or run.
     """
@@ -89,9 +90,10 @@ def planned(
     devices, topology = options.get("devices"), options.get("topology")
     if topology is None:
         machine, found = local_topology(devices)
+        machine = with_profile(machine)
         present: tuple[Any, ...] | None = tuple(found)
     else:
-        machine = resolve_topology(topology)
+        machine = measured_topology(topology)
         present = tuple(devices) if devices is not None else None
         if present is not None and len(present) < machine.num_devices:
             raise TooFewDevicesError.of(machine.num_devices, len(present), machine.platform)
@@ -113,6 +115,14 @@ def planned(
     if limits[1] is not None:
         traced_with["loop_trips"] = limits[1]
     return replace(made, devices=present, nnx=adapted is not None, options=traced_with)
+
+
+def measured_topology(topology: str | Topology) -> Topology:
+    """A topology by name with the profile that was measured on it, where there is one; "cpu:8@my.json" names it."""
+    if isinstance(topology, Topology):
+        return topology
+    name, _, path = topology.partition("@")
+    return with_profile(resolve_topology(name), path or None)
 
 
 def kept_shardings(before: Plan, traced: Traced) -> dict[str, Any]:

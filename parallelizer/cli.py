@@ -1,4 +1,4 @@
-"""The command line: `parallelizer demo | plan | explain | diff | audit | doctor`, each with `--json`.
+"""The command line: `parallelizer demo | plan | explain | diff | audit | calibrate | doctor`, each with `--json`.
 
 A thin layer: every command calls the public API and returns an `Outcome`, which `main` prints as text or as one JSON
 object. Exit codes: 0 done and good, 1 done and the answer is bad (an audit that differs), 2 wrong input.
@@ -94,6 +94,20 @@ def _demo_command(options: argparse.Namespace) -> Outcome:
     return Outcome(result.text, result.to_dict(), result.ok)
 
 
+def _calibrate_command(options: argparse.Namespace) -> Outcome:
+    if options.devices:
+        _use_cpu_devices(options.devices)
+    from dataclasses import asdict
+
+    from parallelizer import calibrate, profiles
+    from parallelizer.runtime.devices import local_topology
+
+    profile = calibrate.calibrate(effort=calibrate.QUICK if options.quick else None)
+    path = options.output or str(profiles.profile_path(local_topology()[0]))
+    profiles.save(profile, path)
+    return Outcome(f"{calibrate.text_of(profile)}\nwrote {path}", {"path": path, "profile": asdict(profile)})
+
+
 def _doctor_command(options: argparse.Namespace) -> Outcome:
     from cost_model import topology
     from parallelizer import doctor
@@ -113,7 +127,7 @@ def _plan(options: argparse.Namespace) -> Any:
     return pz.plan(
         target.function,
         *target.args,
-        topology=options.topology,
+        topology=f"{options.topology}@{options.profile}" if options.profile else options.topology,
         mesh=options.mesh,
         memory_bytes=options.memory_bytes,
         pins=dict(options.pin) or None,
@@ -207,6 +221,10 @@ def _parser() -> argparse.ArgumentParser:
     diff.add_argument("after", metavar="B.json")
 
     _add_planning(command("audit", _audit_command, "compile the plan and compare collectives and memory with it"))
+    measure = command("calibrate", _calibrate_command, "measure the devices at hand; plans then use what was found")
+    measure.add_argument("--quick", action="store_true", help="fewer and smaller measurements, some seconds")
+    measure.add_argument("--devices", type=int, help="measure so many virtual CPU devices instead of those at hand")
+    measure.add_argument("--output", metavar="FILE", help="where the profile is written (default: the user's own)")
     command("doctor", _doctor_command, "versions, devices, usable compilers, known topologies")
     return parser
 
@@ -220,6 +238,7 @@ def _add_planning(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, help="examples per step (models of the zoo)")
     parser.add_argument("--sequence", type=int, help="positions per example (models of the zoo)")
     parser.add_argument("--mesh", type=_mesh, help="pin the logical mesh, as in x=8,y=64")
+    parser.add_argument("--profile", metavar="FILE", help="what `calibrate` measured; default: the user's own")
     parser.add_argument("--memory-bytes", type=_bytes, help="memory per device, as in 80e9 or 80GB")
     parser.add_argument(
         "--pin", type=_pin, action="append", default=[], metavar="GLOB=SPEC", help="'params/*/kernel=x,-'"
