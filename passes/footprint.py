@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from passes.fast_memory import fast_bytes, in_fast_memory
 from passes.ir import Graph, Layout, Op, Sharding, Step, Use
+from passes.loops import brought_stacks
 from passes.memory import peak_bytes, reused_outputs
 from passes.narrow import multiplies_in_bfloat16
 from passes.price import Priced
@@ -114,6 +115,12 @@ def usages_of(priced: Priced, realized: Realized) -> Iterator[Usage]:
         )
     yield from _copies(priced, realized, position)
     yield from _before_scatters(priced, realized, position)
+    for want, start, stop in brought_stacks(program.grouping):
+        use = Use(want.value, Sharding(realized.chosen[want.consumer].form(want.slots)), False, -1)
+        steps = moves_of(realized.layout, graph, use)
+        if steps:
+            size = max(local_bytes(priced, use.source, s.to) for s in steps)
+            yield Usage(use.source, start, stop, size, "copies")
 
 
 def _copies(priced: Priced, realized: Realized, position: Mapping[int, int]) -> Iterator[Usage]:

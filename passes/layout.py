@@ -123,7 +123,7 @@ def search_on_mesh(
     where nothing seems to fit, the leanest layouts are tried before it is refused.
     """
     start = time.monotonic()
-    program = analyse(graph, group_values(graph, possible_cuts(mesh.sizes), pins))
+    program = analyse(graph, group_values(graph, possible_cuts(mesh.sizes), _cut_in_front(pins)))
     limit = float(memory_limit_bytes)
     solved = _three_axes if len(mesh.axis_sizes) > 2 else _all_axes
     for _ in range(4):
@@ -191,6 +191,11 @@ def _all_axes(
     priced = price(program, mesh, strategies, limit)
     solution = solve(priced.problem, time_limit_s=time_limit_s, seed=seed)
     return priced, solution, solution.bound
+
+
+def _cut_in_front(pins: Mapping[int, Sharding]) -> tuple[int, ...]:
+    """Values whose first dimension, along which a loop may run, must be cut."""
+    return tuple(v for v, s in pins.items() if s.dims and s.dims[0])
 
 
 def pinned(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from passes.groups import FREE, SCALAR, Alias, Place, State, slots_of
+from passes.groups import FREE, SCALAR, Alias, Grouping, Place, State, Want, slots_of
 from passes.ir import Carry, Control, Literal, Operand, Visit, control_of, region_share
 
 if TYPE_CHECKING:
@@ -86,6 +87,17 @@ def _brought(builder: Builder, visit: Visit, operand: int, inside: int) -> State
     whole = builder.new_group("made", inside, [], leader=visit)
     builder.want(visit.op.inputs[operand], whole.id, (None,), visit.count, **at)
     return SCALAR
+
+
+def brought_stacks(grouping: Grouping) -> Iterator[tuple[Want, int, int]]:
+    """Stacks that are brought to a loop in another sharding: the want, and from when to when the copy lives."""
+    position = {v.op.id: i for i, v in enumerate(grouping.visits)}
+    last = {outer.id: i for i, v in enumerate(grouping.visits) for outer in v.inside}
+    for want in grouping.wants:
+        if want.role == "enter" and want.visit is not None and want.visit.op.primitive == "scan":
+            op = want.visit.op
+            if want.operand >= int(op.params["num_consts"]) + int(op.params["num_carry"]):
+                yield want, position[op.id], last.get(op.id, position[op.id]) + 1
 
 
 def _results(builder: Builder, visit: Visit, control: Control) -> None:

@@ -18,6 +18,7 @@ from cost_model.mesh import LogicalMesh
 from passes.borders import borders_s
 from passes.groups import Group, Place, Slot, Want
 from passes.ir import Sharding
+from passes.loops import brought_stacks
 from passes.memory import Life, reused_outputs
 from passes.program import Program
 from passes.reshard import Dims, Reshards, ReshardTable, combined_s
@@ -287,6 +288,8 @@ class Pricer:
             if want.role == "operand" and want.visit is not None:
                 at = position[want.visit.op.id]
                 add(want.consumer, at, at + 1, self.moved_bytes(want, strategies[want.consumer]))
+        for want, start, end in brought_stacks(self.grouping):
+            add(want.consumer, start, end, self.moved_bytes(want, strategies[want.consumer]))
         return items, loose
 
     def kept_bytes(self, life: Life, options: tuple[Strategy, ...]) -> np.ndarray:
