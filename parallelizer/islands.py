@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 
 from parallelizer import compat
+from parallelizer.ragged import local_ragged_dot
 from parallelizer.windows import local_convolution, local_pooling, local_pooling_gradient
 from passes.ir.graph import Op
 from passes.ir.sharding import Reduction, Sharding
@@ -311,6 +312,7 @@ _RULES: Mapping[str, Rule] = {
     "reduce_window_sum": local_pooling,
     "select_and_gather_add": local_pooling,
     "select_and_scatter_add": local_pooling_gradient,
+    "ragged_dot_general": local_ragged_dot,
     "gather": _gather,
     "scatter": _scatter,
     "scatter-add": _scatter,

@@ -24,6 +24,13 @@ def keys(view: View) -> Rule:
     return Rule(made.operands, made.results, {}, kind="free")
 
 
+@rule("random_gamma")
+def random_gamma(view: View) -> Rule:
+    """Every element draws until it accepts, with keys that cannot be cut: each device makes all of them."""
+    made = view.opaque()
+    return Rule(made.operands, made.results, {}, flop=float(view.result_elements), kind="lines")
+
+
 def _free(view: View) -> Rule:
     shape = view.results[0]
     names = letters(len(shape))

@@ -9,8 +9,8 @@ from passes.rules.registry import View, rule
 
 
 @rule(
-    "cholesky", "eig", "eigh", "geqrf", "hessenberg", "householder_product", "lu", "qr", "schur", "svd",
-    "symmetric_product", "triangular_solve", "tridiagonal",
+    "cholesky", "eig", "eigh", "hessenberg", "householder_product", "lu", "ormqr", "qr", "schur",
+    "svd", "symmetric_product", "triangular_solve", "tridiagonal",
 )  # fmt: skip
 def matrices(view: View) -> Rule:
     """Batch dimensions pass through; the two of the matrix stay whole."""
@@ -21,6 +21,12 @@ def matrices(view: View) -> Rule:
 def lines(view: View) -> Rule:
     """The first operand's last dimension is a diagonal, or a list of pivots."""
     return _in_front(view, len(view.operands[0]) - 1)
+
+
+@rule("cholesky_update")
+def whole(view: View) -> Rule:
+    """One matrix at a time: nothing may be cut."""
+    return _in_front(view, 0)
 
 
 @rule("fft")

@@ -66,7 +66,7 @@ def top_k(view: View) -> Rule:
 
 @rule("approx_top_k")
 def approx_top_k(view: View) -> Rule:
-    return view.along({view.params["reduction_dimension"]}, kind="lines")
+    return view.along({view.params["reduction_dimension"] % len(view.results[0])}, kind="lines")
 
 
 @rule("reduce")

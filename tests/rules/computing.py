@@ -231,6 +231,23 @@ def _ragged_gradient(which: int) -> Maker:
     return make
 
 
+def _scaled(d: Draw) -> Example:
+    """Eight bits per element and one scale for 32 of them."""
+    b, m, n = d.size(2, 1, 4), d.size(), d.size()
+    fn = lambda x, y, s, t: lax.scaled_dot(  # noqa: E731
+        x, y, lhs_scale=s, rhs_scale=t, dimension_numbers=(((2,), (2,)), ((0,), (0,))),
+        preferred_element_type="float32",
+    )  # fmt: skip
+    few = "float8_e4m3fn"
+    scales = [jnp.ones((b, k, 2), "float8_e8m0fnu") * 2 for k in (m, n)]
+    return fn, (d.floats(b, m, 64, dtype=few), d.floats(b, n, 64, dtype=few), *scales)
+
+
+def _symmetric_product(d: Draw) -> Example:
+    b, n = d.size(), d.size(3, 4)
+    return (lambda a, c: linalg.symmetric_product(a, c, alpha=1.0)), (d.floats(b, n, 4), d.positive_definite(b, n=n))
+
+
 EXAMPLES: Mapping[str, tuple[Maker, ...]] = {
     "dot_general": (_product, _gradient_product, _mixed_product, _complex_product),
     "conv_general_dilated": (
@@ -273,4 +290,13 @@ EXAMPLES: Mapping[str, tuple[Maker, ...]] = {
     "triangular_solve": (_triangular,),
     "tridiagonal_solve": (_tridiagonal_solve,),
     "fft": (_fft,),
+    "scaled_dot": (_scaled,),
+    "ormqr": (lambda d: (linalg.ormqr, (d.floats(b := d.size(), 4, 4), d.floats(b, 4), d.floats(b, 4, 3))),),
+    "hessenberg": (_matrices(linalg.hessenberg),),
+    "tridiagonal": (_matrices(lambda a: linalg.tridiagonal(a), spd=True),),
+    "symmetric_product": (_symmetric_product,),
+    "cholesky_update": (lambda d: (linalg.cholesky_update, (d.positive_definite(n=4), d.floats(4))),),
+    "lu_pivots_to_permutation": (
+        lambda d: ((lambda p: linalg.lu_pivots_to_permutation(p, 4)), (d.ints(d.size(), 4, high=4),)),
+    ),
 }  # fmt: skip
