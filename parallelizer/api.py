@@ -8,7 +8,7 @@ import functools
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -50,6 +50,7 @@ def plan(
     devices: Sequence[Any] | None = None,
     time_limit_s: float = 60.0,
     loop_trips: int | Mapping[str, int] | None = None,
+    annotations: Literal["keep", "ignore"] = "keep",
     **kwargs: Any,
 ) -> Plan:
     """Find how one training step is cut over a machine. Needs shapes, not devices.
@@ -60,7 +61,8 @@ def plan(
     sharding of arguments by path or glob ({"*/up/kernel": P(None, "x")}). `strict` refuses operations without a
     sharding rule. `time_limit_s` bounds the search. `loop_trips` says how often loops run that the program does not
     count (`while_loop`): one number, or one by the function or "file.py:line" that they are written in; else they count
-    as often as their condition allows, or once.
+    as often as their condition allows, or once. `annotations` in the step (`with_sharding_constraint`, a nested `jit`'s
+    shardings) are kept as pins, on the mesh that they name unless `mesh` says otherwise, or ignored.
 
     Raises the errors of `parallelizer.errors`; nothing is changed or run.
     """
@@ -74,6 +76,7 @@ def plan(
         "topology": topology, "mesh": mesh, "memory_bytes": memory_bytes, "pins": pins, "strict": strict,
         "donate_argnums": donate_argnums, "static_argnums": static_argnums, "static_argnames": static_argnames,
         "devices": devices, "time_limit_s": time_limit_s, "loop_trips": loop_trips,
+        "annotations": annotations,
     }  # fmt: skip
     return planned(fn, args, kwargs, options)
 
@@ -104,7 +107,7 @@ def planned(
     traced = traced_call(fn, args, kwargs, *traced_with.values())
     mesh, pins = options.get("mesh"), options.get("pins") or {}
     rest = (options.get("memory_bytes"), options.get("pins"), options.get("strict", False))
-    limits = options.get("time_limit_s", 60.0), options.get("loop_trips")
+    limits = options.get("time_limit_s", 60.0), options.get("loop_trips"), options.get("annotations", "keep")
     made: Plan | None = None
     if before is not None:
         with contextlib.suppress(ParallelizerError):  # then the state is moved at the first call with other shapes
@@ -168,9 +171,9 @@ def parallelize(fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     """Decorator: plan `fn` at its first call for the devices at hand, then run the plan.
 
     Used plain (`@pz.parallelize`) or with the options of `plan` (`topology=`, `devices=`, `mesh=`, `memory_bytes=`,
-    `pins=`, `strict=`, `loop_trips=`, `donate_argnums=`, `static_argnums=`, `static_argnames=`). One program is kept
-    per shape signature. `.plan` is the plan last used; `.__wrapped__` the undecorated function, which keeps working
-    whatever happens here.
+    `pins=`, `strict=`, `loop_trips=`, `annotations=`, `donate_argnums=`, `static_argnums=`, `static_argnames=`). One
+    program is kept per shape signature. `.plan` is the plan last used; `.__wrapped__` the undecorated function, which
+    keeps working whatever happens here.
     """
     if fn is None:
         return functools.partial(parallelize, **options)
@@ -182,7 +185,7 @@ class Parallelized:
 
     _KNOWN = (
         "topology", "mesh", "memory_bytes", "pins", "strict", "donate_argnums", "static_argnums", "static_argnames",
-        "devices", "time_limit_s", "loop_trips",
+        "devices", "time_limit_s", "loop_trips", "annotations",
     )  # fmt: skip
 
     def __init__(self, fn: Callable[..., Any], options: Mapping[str, Any]) -> None:

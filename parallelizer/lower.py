@@ -143,6 +143,9 @@ class _Lowering:
             run_control(self, op, scope)
         elif decision is None:
             args = [self.whole(o, scope, op) for o in op.inputs]
+            if op.primitive == "sharding_constraint" and self.layout:
+                scope.values[op.outputs[0]] = args[0]
+                return
             scope.values.update(zip(op.outputs, compat.bind(op.binding, args, f"pz{op.id}"), strict=True))
         elif decision.manual:
             self.manual(op, decision, scope)
@@ -170,7 +173,8 @@ class _Lowering:
             else:
                 with compat.names(op.binding, f"pz{op.id}"):
                     args.append(self.operand(operand, target, _use(decision, i), scope))
-        results = compat.bind(op.binding, args, f"pz{op.id}")
+        annotated = op.primitive == "sharding_constraint"  # the decision is what the annotation says, on our mesh
+        results = args if annotated else compat.bind(op.binding, args, f"pz{op.id}")
         for v, result, form in zip(op.outputs, results, decision.results, strict=True):
             scope.values[v] = result
             if form is None or not compat.is_plain_dtype(result):

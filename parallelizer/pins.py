@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from parallelizer.errors import BadPinError, NotDivisibleError, UnknownAxisError, UnknownPathError
 from parallelizer.moves import from_spec
-from passes.ir import Graph, Sharding, walk
+from passes.ir import OPEN, Graph, Sharding, walk
 
 
 def hint(x: Any, name: str) -> Any:
@@ -39,8 +39,12 @@ def label(graph: Graph, value: int) -> str:
     """What to call a value that can be pinned."""
     if value in graph.inputs:
         return graph.input_paths[graph.inputs.index(value)]
-    named = [name for name, values in named_values(graph).items() if value in values]
-    return f"the value named {named[0]!r}" if named else f"value {value}"
+    for v in walk(graph):
+        if value in v.op.outputs:
+            if v.op.primitive == "name":
+                return f"the value named {v.op.params['name']!r}"
+            return f"the result of {v.op.primitive}" + (f" at {v.op.source}" if v.op.source else "")
+    return f"value {value}"
 
 
 def match_paths(pattern: str, paths: Sequence[str]) -> list[int]:
@@ -86,7 +90,7 @@ def _entries(pattern: str, spec: Any) -> tuple[Any, ...]:
 
 def pin_axes(pins: Mapping[int, tuple[str, Sharding]]) -> list[str]:
     """Axes that the pins use, in order of appearance."""
-    return list(dict.fromkeys(a for _, s in pins.values() for a in s.axes))
+    return list(dict.fromkeys(a for _, s in pins.values() for a in s.axes if a not in OPEN))
 
 
 def check_pins(pins: Mapping[int, tuple[str, Sharding]], graph: Graph, sizes: Mapping[str, int]) -> None:
@@ -94,6 +98,8 @@ def check_pins(pins: Mapping[int, tuple[str, Sharding]], graph: Graph, sizes: Ma
     for value, (pattern, sharding) in pins.items():
         path = label(graph, value)
         for dim, axes in enumerate(sharding.dims):
+            if axes == OPEN:
+                continue
             for a in axes:
                 if a not in sizes:
                     raise UnknownAxisError.of(a, f"{pattern}={sharding}", sizes)

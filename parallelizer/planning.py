@@ -13,6 +13,8 @@ from typing import Any
 from cost_model.hardware import UnknownChip
 from cost_model.mesh import LogicalMesh, MeshError, logical_mesh
 from cost_model.topology import ImpossibleTopology, Topology, UnknownTopology, known_topologies, parse_topology
+from parallelizer.annotation_errors import AnnotationError, ContradictionError
+from parallelizer.annotations import mesh_of, read_annotations, with_annotations
 from parallelizer.errors import (
     BadPinError,
     MeshSizeError,
@@ -67,13 +69,20 @@ def make_plan(
     strict: bool = False,
     time_limit_s: float = 60.0,
     loop_trips: int | Mapping[str, int] | None = None,
+    annotations: str = "keep",
 ) -> Plan:
-    """Search and report. Raises the errors of bad pins, meshes, memory, registered rules, loop_trips and (strict)
-    unknown operations."""
+    """Search and report. Raises the errors of bad pins, annotations, meshes, memory, registered rules, loop_trips and
+    (strict) unknown operations."""
     start = time.monotonic()
     graph, loops = with_trips(drop_dead(traced.graph), loop_trips)
     check_rules(graph)
     pinned = read_pins(pins or {}, graph)
+    if annotations not in ("keep", "ignore"):
+        raise AnnotationError.of_option(annotations)
+    if annotations == "keep":
+        noted = read_annotations(graph)
+        pinned = with_annotations(pinned, noted, graph)
+        mesh = mesh_of(noted, mesh, topology.name, topology.num_devices)
     meshes = meshes_for(topology, mesh, pin_axes(pinned))
     legal = [m for m in meshes if _legal(pinned, graph, m)]
     if not legal:
@@ -86,7 +95,7 @@ def make_plan(
         asked = Asked(graph, legal, meshes_for(topology, None, pin_axes(pinned)), limit, fixed, time_limit_s)
         raise does_not_fit(error, asked) from error
     except PinError as error:
-        raise _bad_pin(error, graph) from error
+        raise _bad_pin(error, graph, pinned) from error
     unknown = _unknown(best)
     if strict and unknown:
         raise UnknownPrimitiveError.of(unknown)
@@ -112,9 +121,12 @@ def _legal(pinned: Mapping[int, tuple[str, Sharding]], graph: Graph, mesh: Logic
     return True
 
 
-def _bad_pin(error: PinError, graph: Graph) -> ValueError:
-    """Nothing to decide there; or the dimension divides, but something that must be cut with it does not."""
+def _bad_pin(error: PinError, graph: Graph, pinned: Mapping[int, tuple[str, Sharding]]) -> ValueError:
+    """Nothing to decide there; another pin in the way; or the dimension divides, but something that must be cut with
+    it does not."""
     path = label(graph, error.value)
+    if error.against is not None:
+        return ContradictionError.of(*((label(graph, v), *pinned[v]) for v in (error.against, error.value)))
     if not error.decided:
         reason = "how it is cut follows from other values (it is a constant, or repeats another array)"
         return BadPinError.of(path, str(error.sharding), reason, error.shape)

@@ -176,6 +176,8 @@ class Builder:
     def follows(self, visit: Visit, rule: Rule) -> bool:
         """Give the results a state without a decision of their own, if that is possible."""
         op = visit.op
+        if op.primitive == "sharding_constraint":
+            return False  # what the user annotates may be brought to that form here
         if rule.kind == "elementwise":
             return self.elementwise(visit)
         if len(op.outputs) != 1 or not op.inputs:

@@ -18,8 +18,8 @@ from cost_model.mesh import LogicalMesh
 from cost_model.simulate import Timeline
 from passes.footprint import Footprint, footprint
 from passes.grouping import group_values
-from passes.groups import Group
-from passes.ir import Graph, Sharding
+from passes.groups import Group, Place
+from passes.ir import OPEN, Graph, Sharding
 from passes.meshes import possible_cuts
 from passes.price import Priced, Pricer, all_strategies, price
 from passes.program import Program, analyse
@@ -35,13 +35,16 @@ class LayoutError(ValueError):
 
 class PinError(LayoutError):
     """No strategy satisfies a pin. `value`, `shape`, `sharding`, `mesh` say which; `decided` is False where the value
-    follows from others in every layout (a constant, a repeated array, a random key)."""
+    follows from others in every layout (a constant, a repeated array, a random key), `against` another pinned value
+    that must be cut with it and cannot be."""
 
     def __init__(
-        self, value: int, shape: tuple[int, ...], sharding: Sharding, mesh: LogicalMesh, decided: bool = True
-    ) -> None:
+        self, value: int, shape: tuple[int, ...], sharding: Sharding, mesh: LogicalMesh, decided: bool = True,
+        against: int | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(f"value {value} {shape} cannot be cut as {sharding} on {mesh.sizes}")
-        self.value, self.shape, self.sharding, self.mesh, self.decided = value, shape, sharding, mesh, decided
+        self.value, self.shape, self.sharding, self.mesh = value, shape, sharding, mesh
+        self.decided, self.against = decided, against
 
 
 class MemoryError_(LayoutError):
@@ -88,7 +91,7 @@ def search_layout(
 ) -> tuple[Found, tuple[Found, ...]]:
     """(the best layout over all meshes, the best of each mesh that was solved).
 
-    `pins` fix the sharding of values by id. Raises PinError when no mesh allows a pin, MemoryError_ when
+    `pins` fix the sharding of values by id (`OPEN` dimensions may be anything). Raises PinError when no mesh allows a pin, MemoryError_ when
     nothing fits.
     """
     warm_up()  # before the clock starts
@@ -204,19 +207,27 @@ def pinned(
     """Only the strategies under which pinned values have their sharding. Raises PinError when a group has none left."""
     out = dict(strategies)
     graph = program.graph
+    before: dict[int, int] = {}  # the last pinned value of a group
     for value, sharding in pins.items():
         place = program.grouping.place(value)
         if place is None:
-            if sharding.axes:
+            if set(sharding.axes) - set(OPEN):
                 raise PinError(value, graph.values[value].shape, sharding, mesh, decided=False)
             continue
-        left = tuple(
-            s for s in out[place.group] if tuple(s.classes[c] if c >= 0 else () for c in place.dims) == sharding.dims
-        )
+        left = tuple(s for s in out[place.group] if _agrees(sharding, s, place))
         if not left:
-            raise PinError(value, graph.values[value].shape, sharding, mesh)
+            alone = any(_agrees(sharding, s, place) for s in strategies[place.group])
+            raise PinError(
+                value, graph.values[value].shape, sharding, mesh, against=before.get(place.group) if alone else None
+            )
         out[place.group] = left
+        before[place.group] = value
     return out
+
+
+def _agrees(pin: Sharding, strategy: Strategy, place: Place) -> bool:
+    axes = (strategy.classes[c] if c >= 0 else () for c in place.dims)
+    return all(want in (OPEN, on) for want, on in zip(pin.dims, axes, strict=True))
 
 
 # ---- three axes ----

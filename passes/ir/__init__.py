@@ -2,9 +2,10 @@
 
 from passes.ir.control import Carry, Control, control_of, has_control
 from passes.ir.graph import Graph, Literal, Op, Operand, Region, Source, Value, Visit, region_share, verify, walk
-from passes.ir.sharding import Dims, Layout, MoveKey, OpDecision, Pack, Packed, Reduction, Sharding, Step, Use
+from passes.ir.sharding import OPEN, Dims, Layout, MoveKey, OpDecision, Pack, Packed, Reduction, Sharding, Step, Use
 
 __all__ = [
+    "OPEN",
     "Carry",
     "Control",
     "Dims",

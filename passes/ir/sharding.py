@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
+OPEN: tuple[str, ...] = ("*",)
+"""In a pin: a dimension that may be cut in any way."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sharding:
     """Mesh axes per dimension, major to minor; `partial` are axes over which the value is an unfinished sum."""
