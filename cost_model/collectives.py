@@ -203,13 +203,17 @@ def broadcast_s(mesh: LogicalMesh, axes: Sequence[str], size_bytes: Size) -> Sec
     return collective_s("broadcast", mesh, axes, size_bytes)
 
 
-def communication_stream(mesh: LogicalMesh, axes: Sequence[str]) -> str:
-    """Name of the stream (`simulate.Task.stream`) for collectives over `axes`: the kind of the slowest links they use.
+def communication_streams(mesh: LogicalMesh, axes: Iterable[str]) -> tuple[str, ...]:
+    """The streams (`simulate.Task`) that a collective over `axes` holds while it runs: one for each set of links.
 
-    Collectives on the same kind of links queue behind each other; those on different kinds run side by side.
+    Collectives that share links queue behind each other, others run side by side: each dimension of a torus is a set of
+    links of its own, a switch or a network is one. A GPU issues all collectives on one stream, whatever the links.
     """
-    levels = route(mesh, axes).levels
-    return levels[-1].kind if levels else "none"
+    topology = mesh.topology
+    if topology.platform == "gpu":
+        return ("collectives",)
+    dims = sorted({piece.dim for piece in mesh.pieces_of(axes)})
+    return tuple(f"{topology.dims[d].kind} {d}" for d in dims) or ("none",)
 
 
 def _latency_s(kind: str, way: Route) -> float:

@@ -8,7 +8,6 @@ hardware or absurd values are refused.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -189,16 +188,19 @@ def fit_links(
     full = np.array([sum(c.seconds_per_byte) * s for c, s in zip(curves, sizes, strict=True)])
     passes = np.array([2.0 if c.kind == "all_reduce" else 1.0 for c in curves])
     hops = np.array([(c.latency_s - launch_s) / hop_s for c in curves])
-    best = (math.inf, LinkFit(1.0, 0.0, launch_s, hop_s))
-    ramps = (0.0, *np.geomspace(1e-7, 1e-1, 25)) if len(set(sizes)) > 2 else (0.0,)
-    for slowdown in np.geomspace(1e-4, 1e4, 321):
-        for ramp in ramps:
-            transfer = full * slowdown + np.sqrt(ramp * passes * full * slowdown)
-            launch, hop = _latencies(hops, taken - transfer, taken)
-            error = float((((transfer + launch + hops * hop) / taken - 1) ** 2).sum())
-            if error < best[0]:
-                best = (error, LinkFit(float(slowdown), float(ramp), launch, hop))
-    return best[1]
+
+    def at(slowdown: float, ramp: float) -> tuple[float, LinkFit]:
+        transfer = full * slowdown + np.sqrt(ramp * passes * full * slowdown)
+        launch, hop = _latencies(hops, taken - transfer, taken)
+        error = float((((transfer + launch + hops * hop) / taken - 1) ** 2).sum())
+        return error, LinkFit(slowdown, ramp, launch, hop)
+
+    curved = len(set(sizes)) > 2
+    ramps = (0.0, *np.geomspace(1e-7, 1e-1, 13)) if curved else (0.0,)
+    _, best = min((at(s, r) for s in np.geomspace(1e-4, 1e4, 81) for r in ramps), key=lambda found: found[0])
+    near = np.geomspace(0.75, 1.0 / 0.75, 15)
+    _, best = min((at(best.slowdown * a, best.ramp_s * b) for a in near for b in near**2), key=lambda found: found[0])
+    return LinkFit(float(best.slowdown), float(best.ramp_s), best.launch_s, best.hop_s)
 
 
 def _latencies(hops: np.ndarray, left: np.ndarray, taken: np.ndarray) -> tuple[float, float]:

@@ -14,7 +14,8 @@ COMPUTE = "compute"
 class Task:
     """Work of `duration_s` on a stream: "compute", or any other name for a communication stream (one per set of links).
 
-    `after` are ids of tasks that must have ended before; they come earlier in the list.
+    `after` are ids of tasks that must have ended before; they come earlier in the list. `shares` are further streams
+    that the task holds as well: a collective over two dimensions of a torus keeps both busy.
     """
 
     id: int
@@ -22,6 +23,7 @@ class Task:
     duration_s: float
     after: tuple[int, ...] = ()
     name: str = ""
+    shares: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ class Timeline:
 
 
 def simulate(tasks: Sequence[Task], overlap: bool) -> Timeline:
-    """Run the tasks: each starts when its stream is free and all of `after` have ended.
+    """Run the tasks: each starts when its streams are free and all of `after` have ended.
 
     Streams issue in the order of the list. Without `overlap` everything is one stream. Raises ValueError for an id that
     occurs twice, an `after` that does not come earlier, or a negative duration.
@@ -60,8 +62,8 @@ def simulate(tasks: Sequence[Task], overlap: bool) -> Timeline:
     free: dict[str, float] = {}
     spans: list[Span] = []
     for task in tasks:
-        stream = task.stream if overlap else COMPUTE
-        start = free.get(stream, 0.0)
+        streams = (task.stream, *task.shares) if overlap else (COMPUTE,)
+        start = max(free.get(s, 0.0) for s in streams)
         for other in task.after:
             end = ends.get(other)
             if end is None:
@@ -73,7 +75,8 @@ def simulate(tasks: Sequence[Task], overlap: bool) -> Timeline:
         if not task.duration_s >= 0:
             raise ValueError(f"task {task.id} ({task.name}) takes {task.duration_s} s")
         end = start + task.duration_s
-        ends[task.id] = free[stream] = end
+        ends[task.id] = end
+        free.update(dict.fromkeys(streams, end))
         spans.append(Span(task.id, task.stream, start, end, task.name))
     return _account(tuple(spans), max(free.values(), default=0.0))
 

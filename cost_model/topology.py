@@ -30,13 +30,19 @@ _LARGEST: Mapping[str, tuple[int, ...]] = {
     "v6e": (16, 16),
 }
 
+# Of a card's port, what groups across nodes get without rails: their flows cross a second layer of switches with half
+# the links (a plain choice; a file says what was measured).
+NO_RAILS_SHARE = 0.5
+
 
 def parse_topology(text: str) -> Topology:
     """The machine of a name.
 
-    TPU: `v5p:4x4x4`, `v5e:2x4`, several slices as `v6e:16x16x2slices`. GPU and CPU: `h100:8` (one node), `h100:8x16`
-    (8 per node, 16 nodes). Unequal nodes are joined by `+`: `a100:8x2+h100:8x2`. A name that ends in `.toml` is a file
-    (see `cluster.load_topology`). Case does not matter, `tpu7x` is `v7x`, `a100` is `a100-80`.
+    TPU: `v5p:4x4x4`, `v5e:2x4`, several slices as `v6e:16x16x2slices`. GPU and CPU: `h100:8` (one node), `h100:8x16` (8
+    per node, 16 nodes), on rails: card i of every node is on the same switch. `h100:8x16norails` is a cluster whose
+    nodes each hang on one switch, with half as many links up from it. Unequal nodes are joined by `+`:
+    `a100:8x2+h100:8x2`. A name that ends in `.toml` is a file (see `cluster.load_topology`). Case does not matter,
+    `tpu7x` is `v7x`, `a100` is `a100-80`.
     Raises UnknownTopology (no such chip, unreadable) and ImpossibleTopology (no such machine).
     """
     if text.strip().lower().endswith(".toml"):
@@ -57,7 +63,9 @@ def _parse_part(text: str, part: str) -> Topology:
     if not shape:
         raise UnknownTopology(text, f"it lacks a shape, as in {example}")
     *numbers, last = shape.split("x")
-    num_slices = 1
+    num_slices, rails = 1, True
+    if last.endswith("norails") and kind.max_domain:
+        last, rails = last.removesuffix("norails"), False
     if match := re.fullmatch(r"(\d+)slices?", last):
         num_slices = int(match[1])
     else:
@@ -71,15 +79,15 @@ def _parse_part(text: str, part: str) -> Topology:
         return _torus(text, kind, sizes, num_slices)
     if len(sizes) > 2 or num_slices > 1:
         raise ImpossibleTopology(text, f"{kind.name} takes DEVICES or DEVICESxNODES, as in {example}")
-    return _switched(text, kind, sizes[0], sizes[1] if len(sizes) == 2 else 1)
+    return _switched(text, kind, sizes[0], sizes[1] if len(sizes) == 2 else 1, rails)
 
 
-def _network(kind: Chip, size: int) -> Dim:
-    bandwidth = kind.network_bandwidth_bytes_per_s
+def _network(kind: Chip, size: int, rails: bool = True) -> Dim:
+    bandwidth = kind.network_bandwidth_bytes_per_s * (1.0 if rails else NO_RAILS_SHARE)
     return Dim(size, "network", bandwidth, kind.network_latency_s, ramp_s=kind.network_ramp_s)
 
 
-def _switched(text: str, kind: Chip, per_node: int, nodes: int) -> Topology:
+def _switched(text: str, kind: Chip, per_node: int, nodes: int, rails: bool) -> Topology:
     """GPUs in NVLink domains, or virtual devices of a host."""
     if kind.max_domain and per_node > kind.max_domain:
         why = f"one NVLink domain of {kind.name} has at most {kind.max_domain} GPUs, not {per_node}"
@@ -90,7 +98,7 @@ def _switched(text: str, kind: Chip, per_node: int, nodes: int) -> Topology:
     name = f"{kind.name}:{per_node}"
     if nodes == 1:
         return Topology(name, kind, (local,))
-    return Topology(f"{name}x{nodes}", kind, (_network(kind, nodes), local))
+    return Topology(f"{name}x{nodes}{'' if rails else 'norails'}", kind, (_network(kind, nodes, rails), local))
 
 
 def _torus(text: str, kind: Chip, sizes: tuple[int, ...], num_slices: int) -> Topology:

@@ -19,7 +19,7 @@ from cost_model.collectives import (
     broadcast_s,
     collective_latency_s,
     collective_s,
-    communication_stream,
+    communication_streams,
     curve,
     permute_s,
     reduce_scatter_s,
@@ -321,14 +321,22 @@ def test_a_group_of_one_is_free() -> None:
     assert broadcast_s(mesh, ("y",), 1e9) > 0
 
 
-def test_streams_follow_the_slowest_links() -> None:
+def test_collectives_hold_the_links_that_they_use() -> None:
+    tpu = logical_mesh(parse_topology("v6e:4x4x2slices"), {"x": 2, "y": 4, "z": 4})
+    streams = {a: communication_streams(tpu, tuple(a)) for a in ("x", "y", "z", "yz", "xyz")}
+    assert [len(s) for s in streams.values()] == [1, 1, 1, 2, 3]
+    assert not set(streams["y"]) & set(streams["z"])
+    assert set(streams["yz"]) == set(streams["y"]) | set(streams["z"])
+    assert set(streams["xyz"]) == set(streams["x"]) | set(streams["yz"])
+    # Two axes on one ring share its links.
+    split = logical_mesh(_box(Dim(16, "torus", 1e9, 0.0, True)), {"x": 4, "y": 4})
+    assert communication_streams(split, ("x",)) == communication_streams(split, ("y",))
+    assert communication_streams(tpu, ()) == ("none",)
+
+
+def test_a_gpu_issues_collectives_on_one_stream() -> None:
     mesh = logical_mesh(parse_topology("h100:8x2"), {"x": 2, "y": 8})
-    assert [communication_stream(mesh, a) for a in (("x",), ("y",), ("x", "y"), ())] == [
-        "network",
-        "nvlink",
-        "network",
-        "none",
-    ]
+    assert communication_streams(mesh, ("x",)) == communication_streams(mesh, ("y",)) == ("collectives",)
 
 
 @pytest.mark.parametrize("size", [-1, -1.0, float("nan"), np.array([1.0, -2.0])])

@@ -36,6 +36,16 @@ def test_overlap() -> None:
     assert [s.name for s in timeline.spans] == [t.name for t in STEP]
 
 
+def test_tasks_that_share_links_queue_behind_each_other() -> None:
+    tasks = [
+        Task(0, "torus 0", 2.0),
+        Task(1, "torus 1", 1.0),
+        Task(2, "torus 0", 1.0, shares=("torus 1",)),
+        Task(3, "torus 1", 1.0),
+    ]
+    assert _spans(tasks) == [(0, 2), (0, 1), (2, 3), (3, 4)]
+
+
 def test_without_overlap_everything_is_serial() -> None:
     timeline = simulate(STEP, overlap=False)
     assert timeline.step_s == 7.5

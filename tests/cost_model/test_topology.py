@@ -30,6 +30,7 @@ SHAPES = {
     "h100:8": ("h100:8", [("nvlink", 8)], 8, 8),
     "h100:8x1": ("h100:8", [("nvlink", 8)], 8, 8),
     "h100:8x16": ("h100:8x16", [("network", 16), ("nvlink", 8)], 128, 128),
+    "h100:8x16norails": ("h100:8x16norails", [("network", 16), ("nvlink", 8)], 128, 128),
     "a100:4": ("a100-80:4", [("nvlink", 4)], 4, 4),
     "gb200:72x4": ("gb200:72x4", [("network", 4), ("nvlink", 72)], 288, 288),
     "cpu:8": ("cpu:8", [("shared", 8)], 8, 8),
@@ -185,3 +186,16 @@ def test_memory_limit() -> None:
     assert small.num_devices == 8
     with pytest.raises(ImpossibleTopology, match="-5 bytes of memory"):
         small.with_memory(-5)
+
+
+def test_without_rails_only_the_network_is_slower() -> None:
+    rails, plain = parse_topology("h100:8x16"), parse_topology("h100:8x16norails")
+    assert plain.dims[0].bandwidth_bytes_per_s == rails.dims[0].bandwidth_bytes_per_s / 2
+    assert plain.dims[1:] == rails.dims[1:]
+    assert parse_topology("h100:8norails") == parse_topology("h100:8")
+
+
+@pytest.mark.parametrize("text", ["v5e:4x4norails", "cpu:4x2norails", "v6e:4x4x2slicesnorails"])
+def test_rails_are_for_gpus(text: str) -> None:
+    with pytest.raises((UnknownTopology, ImpossibleTopology)):
+        parse_topology(text)
