@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cost_model.collectives import communication_streams
 from cost_model.simulate import Task, Timeline, simulate
 from passes.ir import Literal
 from passes.price import Priced, Pricer
@@ -22,7 +23,7 @@ def simulate_plan(priced: Priced, realized: Realized) -> Timeline:
 
 
 def tasks(priced: Priced, realized: Realized) -> list[Task]:
-    """Compute and communication of one step; communication streams are named after the mesh axes that they use."""
+    """Compute and communication of one step; a collective holds the links that its axes ride on."""
     builder = _Builder(priced)
     moves: dict[int, list[PlannedCollective]] = {}
     sums: dict[int, list[PlannedCollective]] = {}
@@ -92,8 +93,9 @@ class _Builder:
         seconds = (
             0.0 if small else c.count * c.share * self.pricer.collective(c.kind, c.axes, float(c.size_bytes), share)
         )
-        return self._add(" ".join(c.axes), seconds, after, c.kind)
+        stream, *shares = communication_streams(self.priced.mesh, c.axes)
+        return self._add(stream, seconds, after, c.kind, tuple(shares))
 
-    def _add(self, stream: str, seconds: float, after: tuple[int, ...], name: str) -> int:
-        self.tasks.append(Task(len(self.tasks), stream, seconds, after, name))
+    def _add(self, stream: str, seconds: float, after: tuple[int, ...], name: str, shares: tuple[str, ...] = ()) -> int:
+        self.tasks.append(Task(len(self.tasks), stream, seconds, after, name, shares))
         return len(self.tasks) - 1
