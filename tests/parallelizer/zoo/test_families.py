@@ -57,6 +57,12 @@ MULTIPLY_ADDS = {
 }
 
 
+def test_every_name_of_these_families_is_small_or_has_its_published_size() -> None:
+    modules = ("t5", "vit", "resnet", "unet", "dit", "lstm", "ssm")
+    mine = {n for n in zoo.names() if type(zoo.model(n).config).__module__.rsplit(".", 1)[-1] in modules}
+    assert {n for n in mine if "-toy" not in n} == {*EXACT, *ROUNDED}
+
+
 @pytest.mark.parametrize("name", EXACT)
 def test_parameters_are_those_of_the_released_checkpoint(name: str) -> None:
     assert zoo.model(name).num_parameters == EXACT[name]
