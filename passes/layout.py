@@ -91,8 +91,8 @@ def search_layout(
 ) -> tuple[Found, tuple[Found, ...]]:
     """(the best layout over all meshes, the best of each mesh that was solved).
 
-    `pins` fix the sharding of values by id (`OPEN` dimensions may be anything). Raises PinError when no mesh allows a pin, MemoryError_ when
-    nothing fits.
+    `pins` fix the sharding of values by id (`OPEN` dimensions may be anything). Raises PinError when no mesh allows a
+    pin, MemoryError_ when nothing fits.
     """
     warm_up()  # before the clock starts
     found: list[Found] = []

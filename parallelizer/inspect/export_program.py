@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import linecache
 import os
+import textwrap
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -75,7 +76,9 @@ class Printer:
 
     def assign(self, outputs: Sequence[Any], text: str, note: str = "") -> None:
         names = [self.name(v) for v in outputs]
-        left = names[0] if len(names) == 1 else ", ".join(names)
+        left = ", ".join(names)
+        if len(left) > WIDTH // 2:
+            left = f"({left})"
         self.emit(f"{left} = {text}", note)
 
     def where(self, equation: Any) -> None:
@@ -279,16 +282,20 @@ class Printer:
         arguments = [f"x{i}" for i in range(len(parts.inputs))]
         inner.names.update(zip(parts.inputs, arguments, strict=True))
         outputs = inner.body(parts)
-        result = outputs[0] if len(outputs) == 1 else ", ".join(outputs)
         shapes = ", ".join(f"{a} {short_type(v.aval)}" for a, v in zip(arguments, parts.inputs, strict=True))
-        head = [f"def {{name}}({', '.join(arguments)}):", f"    # of each device: {shapes}"]
-        source = "\n".join([*head, *inner.lines, f"    return {result}"])
-        title = self.module.local(_island_name(parts), source)
+        told = textwrap.wrap(f"of each device: {shapes}", WIDTH - 6)
+        line = f"def {{name}}({', '.join(arguments)})"
+        title = broken(line, WIDTH) if len(line) > WIDTH - 24 else [line]  # names have up to 24 letters more
+        inner.emit(f"return {', '.join(outputs)}" if len(outputs) < 12 else f"return ({', '.join(outputs)})")
+        source = "\n".join([*title[:-1], title[-1] + ":", *(f"    # {line}" for line in told), *inner.lines])
+        function = self.module.local(_island_name(parts), source)
         outs = [spec(s) for s in params["out_specs"]]
         specs = [tuple_text([spec(s) for s in params["in_specs"]]), outs[0] if len(outs) == 1 else tuple_text(outs)]
         operands = [self.operand(a) for a in equation.invars]
         self.assign(
-            equation.outvars, f"{call('local', ['mesh', title, *specs])}({', '.join(operands)})", shape_note(equation)
+            equation.outvars,
+            f"{call('local', ['mesh', function, *specs])}({', '.join(operands)})",
+            shape_note(equation),
         )
 
 

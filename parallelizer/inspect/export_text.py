@@ -103,7 +103,7 @@ def broken(text: str, width: int) -> list[str]:
             items.append(text[last:i].strip())
             last = i + 1
     items.append(text[last:-1].strip())
-    lines, row = [text[: start + 1]], ""
+    lines, row = head(text[: start + 1], width), ""
     for item in filter(None, items):
         if row and len(row) + len(item) + 6 > width:
             lines.append("    " + row)
@@ -114,6 +114,20 @@ def broken(text: str, width: int) -> list[str]:
             continue
         row += (" " if row else "") + item + ","
     return [*lines, *(["    " + row] if row else []), text[-1]]
+
+
+def head(text: str, width: int) -> list[str]:
+    """What stands before the items, up to its open bracket: broken too where it is a call or has many targets."""
+    if len(text) <= width:
+        return [text]
+    if text[:-1].endswith((")", "]")):
+        lines = broken(text[:-1], width)
+        return [*lines[:-1], lines[-1] + text[-1]]
+    left, equals, right = text.partition(") = ")
+    if text.startswith("(") and equals:
+        lines = broken(left + ")", width)
+        return [*lines[:-1], lines[-1] + " = " + right]
+    return [text]
 
 
 def tuple_text(items: Sequence[str]) -> str:
