@@ -115,11 +115,12 @@ def _run_cond(lowering: Lowering, op: Op, outer: Scope) -> None:
     """Every branch yields the results in the form that they have outside."""
     control = control_of(op)
     args, forms = _operands(lowering, op, control, outer)
+    copies = _copies(lowering, op, control, outer)
     wanted = {r: lowering.layout.values.get(r) if lowering.layout else None for r in op.outputs}
 
     def branch(region: Region, outputs: list[Operand]) -> Callable[..., list[Any]]:
         def run(*values: Any) -> list[Any]:
-            inner = _enter(lowering, region, list(values), forms, outer, {})
+            inner = _enter(lowering, region, list(values), forms, outer, copies)
             pairs = zip(outputs, op.outputs, strict=True)
             return [_yielded(lowering, op, o, lowering.graph.values[r].dtype, inner, wanted[r]) for o, r in pairs]
 
@@ -184,12 +185,15 @@ def _operands(lowering: Lowering, op: Op, control: Control, outer: Scope) -> tup
 
 
 def _copies(lowering: Lowering, op: Op, control: Control, outer: Scope) -> dict[int, Any]:
-    """Shared copies of what every iteration reads are made once, before the loop."""
+    """Shared copies of what every iteration reads are made once, before the loop. A branch uses those that there are,
+    and makes its own when it runs."""
     copies: dict[int, Any] = {}
     for i, v in control.passed:
         operand = op.inputs[i]
         shared = lowering.layout.shared.get(v) if lowering.layout else None
-        if shared is not None and not isinstance(operand, Literal):
+        if shared is None or isinstance(operand, Literal) or lowering.layout is None:
+            continue
+        if op.primitive != "cond" or lowering.layout.shared.get(operand) == shared:
             copies[v] = lowering.fetch(operand, shared, outer)
     return copies
 

@@ -182,7 +182,7 @@ def _try_cuts(rule: Rule, view: View, op: Op) -> None:
         if got != wanted:
             raise RuleError(
                 f"with factor {factor!r} cut into {pieces}, blocks {shown} should give {_list(wanted)}, and the "
-                f"operation gives {_list(got)}"
+                f"operation gives {_list(got)} (give local= to compute the blocks, or fixed={{{factor!r}}})"
             )
 
 

@@ -58,7 +58,8 @@ class UnknownLoopError(ParallelizerError, ValueError):
     @classmethod
     def of(cls, place: str, known: Sequence[str]) -> Self:
         """`known` are the lines of the loops that the program has, "file:line (function)"."""
-        close = nearest(place, known)
+        places = {name for line in known for name in _places(line)}
+        close = nearest(place, sorted(places))
         way_out = [f"did you mean {' or '.join(map(repr, close))}?"] if close else []
         return cls(
             f"loop_trips names {place!r}, and no loop of unknown length is written there",
@@ -67,6 +68,12 @@ class UnknownLoopError(ParallelizerError, ValueError):
             (*way_out, 'name the function, or "file.py:line", in which the while loop is written'),
             {"place": place, "known": list(known)},
         )
+
+
+def _places(line: str) -> tuple[str, ...]:
+    """What a loop at "/folder/file.py:12 (function)" can be called: "file.py:12" and "function"."""
+    where, _, function = line.partition(" (")
+    return tuple(name for name in (where.rsplit("/", 1)[-1], function.rstrip(")")) if name)
 
 
 class BadTripsError(ParallelizerError, ValueError):

@@ -133,7 +133,7 @@ def _copies(priced: Priced, realized: Realized, position: Mapping[int, int]) -> 
             if use is None:
                 continue
             if use.shared:
-                readers.setdefault(use.source, []).append(op)
+                readers.setdefault(priced.program.origin(use.source), []).append(op)
             steps = moves_of(realized.layout, graph, use)
             if any(s.kind != "slice" for s in steps):
                 narrow = _stays_narrow(graph, use.source, [op])

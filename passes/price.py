@@ -189,7 +189,7 @@ class Pricer:
         return total
 
     def shared_members(self, group: Group) -> list[int]:
-        return [v for v in group.members if self.program.readers.get(v, 0) > 1]
+        return [v for v in group.members if self.program.readers.get(v, 0) > 1 and v not in self.program.outer]
 
     def form(self, value: int, strategy: Strategy, shared: bool = False) -> Dims:
         """Sharding of a member under a strategy."""
@@ -283,7 +283,7 @@ class Pricer:
         for g, options in strategies.items():
             group = self.grouping.groups[g]
             if any(s.shared is not None for s in options):
-                self.shared_memory(group, options, position, add)
+                self.shared_memory(group, options, add)
         for want in self.grouping.wants:
             if want.role == "operand" and want.visit is not None:
                 at = position[want.visit.op.id]
@@ -320,18 +320,16 @@ class Pricer:
         self,
         group: Group,
         options: tuple[Strategy, ...],
-        position: Mapping[int, int],
         add: Callable[[int, int, int, np.ndarray], None],
     ) -> None:
         for v in self.shared_members(group):
-            at = [position[w.visit.op.id] for w in self.grouping.wants if w.value == v and w.visit is not None]
             usage = np.zeros(len(options))
             for i, s in enumerate(options):
                 if s.shared is not None:
                     usage[i] = self.graph.values[v].size_bytes / math.prod(
                         self.pieces(a) for a in self.form(v, s, shared=True)
                     )
-            add(group.id, min(at), max(at) + 1, usage)
+            add(group.id, *self.program.copy_spans[v], usage)
 
     # ---- all together ----
     def price(self, strategies: Mapping[int, tuple[Strategy, ...]], memory_limit: float | None) -> Priced:

@@ -166,20 +166,17 @@ class _Realizer:
         return Sharding(tuple(a if n == m else () for a, n, m in zip(result.dims, shape, full, strict=True)))
 
     def share(self, want: Want, group: Group, form: Sharding, gathered: Sharding) -> None:
-        if want.value in self.shared:
+        value = want.value
+        while value in self.priced.program.outer:
+            self.shared[value] = gathered
+            value = self.priced.program.outer[value]
+        if value in self.shared:
             return
-        self.shared[want.value] = gathered
-        steps = self.steps(want.value, group, form.dims, gathered.dims)
+        self.shared[value] = gathered
+        steps = self.steps(value, group, form.dims, gathered.dims)
         at = self.position[want.visit.op.id] if want.visit is not None else 0
-        count = self.priced.program.count[want.value]
-        self.collect(
-            steps,
-            at,
-            count,
-            want.visit.op.id if want.visit is not None else -1,
-            want.value,
-            "gathered once for several uses",
-        )
+        op = want.visit.op.id if want.visit is not None else -1
+        self.collect(steps, at, self.priced.program.count[value], op, value, "gathered once for several uses")
 
     def why(self, want: Want) -> str:
         return _WHY[want.role]
