@@ -7,11 +7,11 @@ from passes.rules.registry import View, rule
 
 
 @rule(
-    "abs", "add", "add_any", "and", "ceil", "clamp", "clz", "complex", "conj", "convert_element_type", "copy",
-    "device_put", "div", "eq", "eq_to", "floor", "ge", "gt", "imag", "is_finite", "le", "le_to", "lt", "lt_to", "max",
-    "min", "mul", "mulhi", "name", "ne", "neg", "nextafter", "not", "one_minus_square", "or", "population_count",
-    "pvary", "real", "reduce_precision", "rem", "reshard", "round", "select_n", "sharding_constraint", "shift_left",
-    "shift_right_arithmetic", "shift_right_logical", "sign", "square", "stop_gradient", "sub", "threefry2x32", "xor",
+    "abs", "add", "add_any", "and", "ceil", "clamp", "clz", "complex", "conj", "convert_element_type", "div", "eq",
+    "eq_to", "floor", "ge", "gt", "imag", "is_finite", "le", "le_to", "lt", "lt_to", "max", "min", "mul", "mulhi",
+    "ne", "neg", "nextafter", "not", "one_minus_square", "or", "population_count", "real", "reduce_precision",
+    "rem", "round", "select_n", "shift_left", "shift_right_arithmetic", "shift_right_logical", "sign", "square",
+    "sub", "threefry2x32", "xor",
 )  # fmt: skip
 def cheap(view: View) -> Rule:
     return view.elementwise(1.0)
@@ -31,6 +31,12 @@ def iterated(view: View) -> Rule:
     """Series that run until every element is exact: left to the compiler, devices would ask each other in every
     round."""
     return view.elementwise(1.0, kind="lines")
+
+
+@rule("copy", "device_put", "name", "pvary", "reshard", "sharding_constraint", "stop_gradient")
+def same(view: View) -> Rule:
+    """What says something about an array and computes nothing."""
+    return view.elementwise(0.0)
 
 
 @rule("bitcast_convert_type")

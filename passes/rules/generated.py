@@ -8,13 +8,16 @@ from passes.rules.registry import View, rule
 
 @rule("iota", "empty")
 def iota(view: View) -> Rule:
-    return _free(view)
+    return _free(view, 0.0)
 
 
-@rule("random_bits", "rng_bit_generator", "rng_uniform")
+@rule("random_bits", "rng_bit_generator")
 def random_bits(view: View) -> Rule:
-    """With partitionable threefry (JAX's default) a block of bits depends only on the key and its own positions."""
-    return _free(view)
+    """With partitionable threefry (JAX's default) a block of bits depends only on the key and its own positions.
+
+    Generators that make an array from one state ("rbg") are made whole on every device and sliced: the same bits too.
+    """
+    return _free(view, 1.0)
 
 
 @rule("random_seed", "random_split", "random_fold_in", "random_wrap", "random_unwrap", "random_clone")
@@ -31,12 +34,16 @@ def random_gamma(view: View) -> Rule:
     return Rule(made.operands, made.results, {}, flop=float(view.result_elements), kind="lines")
 
 
-def _free(view: View) -> Rule:
+def _free(view: View, flop_per_element: float) -> Rule:
     shape = view.results[0]
     names = letters(len(shape))
     operands = tuple(tuple(() for _ in s) for s in view.operands)
     first: tuple[DimFactors, ...] = tuple((n,) for n in names)
     results = (first, *(tuple(() for _ in s) for s in view.results[1:]))
     return rule_of(
-        operands, results, dict(zip(names, shape, strict=True)), flop=float(view.result_elements), kind="free"
+        operands,
+        results,
+        dict(zip(names, shape, strict=True)),
+        flop=flop_per_element * view.result_elements,
+        kind="free",
     )

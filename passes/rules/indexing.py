@@ -96,5 +96,6 @@ def _scatter(view: View, reduces: bool) -> Rule:
         indexed = {"v"}
     return rule_of(
         (tuple(op_dims), tuple(idx_dims), tuple(upd_dims)), (tuple(op_dims),), sizes,
-        reduced=reduced, fixed=fixed, indexed=indexed, flop=float(math.prod(updates)), kind="indexing",
+        reduced=reduced, fixed=fixed, indexed=indexed, kind="indexing",
+        flop=0.0 if view.primitive == "scatter" else float(math.prod(updates)),
     )  # fmt: skip

@@ -3,18 +3,47 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 
 from passes.rules.notation import DimFactors, Rule, rule_of
 from passes.rules.registry import View, rule
 
+# FLOP for one m x n matrix (m at least n), from G. Golub, C. Van Loan, Matrix Computations, 4th edition: sections 4.2
+# (Cholesky), 3.2 (LU), 5.2 (QR, here with Q formed), 8.3 (symmetric eigenvalues with vectors), 7.5 (eigenvalues with
+# Schur vectors), 8.6 (singular values with both sets of vectors), 7.4 (Hessenberg form), 8.3 (tridiagonal form).
+_FLOP: Mapping[str, Callable[[float, float], float]] = {
+    "cholesky": lambda m, n: n**3 / 3,
+    "eig": lambda m, n: 25 * n**3,
+    "eigh": lambda m, n: 9 * n**3,
+    "hessenberg": lambda m, n: 10 / 3 * n**3,
+    "householder_product": lambda m, n: 2 * m * n**2 - 2 / 3 * n**3,
+    "lu": lambda m, n: m * n**2 - n**3 / 3,
+    "qr": lambda m, n: 4 * m * n**2 - 4 / 3 * n**3,
+    "schur": lambda m, n: 25 * n**3,
+    "svd": lambda m, n: 14 * m * n**2 + 8 * n**3,
+    "tridiagonal": lambda m, n: 4 / 3 * n**3,
+}
 
-@rule(
-    "cholesky", "eig", "eigh", "hessenberg", "householder_product", "lu", "ormqr", "qr", "schur",
-    "svd", "symmetric_product", "triangular_solve", "tridiagonal",
-)  # fmt: skip
+
+@rule(*_FLOP)
 def matrices(view: View) -> Rule:
     """Batch dimensions pass through; the two of the matrix stay whole."""
-    return _in_front(view, len(view.operands[0]) - 2)
+    *batch, rows, columns = view.operands[0]
+    m, n = max(rows, columns), min(rows, columns)
+    return _in_front(view, len(batch), math.prod(batch) * _FLOP[view.primitive](m, n))
+
+
+@rule("triangular_solve", "ormqr", "symmetric_product")
+def products(view: View) -> Rule:
+    """A matrix with a structure applied to another one; the multiply-adds of the triangle, reflectors or product."""
+    *batch, rows, columns = view.operands[0]
+    other = math.prod(view.operands[-1][len(batch) :])
+    flop = {
+        "triangular_solve": float(other * columns),
+        "ormqr": 4.0 * other * columns,
+        "symmetric_product": 2.0 * rows * rows * columns,
+    }
+    return _in_front(view, len(batch), math.prod(batch) * flop[view.primitive])
 
 
 @rule("tridiagonal_solve", "lu_pivots_to_permutation")

@@ -28,7 +28,7 @@ def reduce(view: View) -> Rule:
         dict(zip(names, shape, strict=True)),
         reduced={n: combine for n in gone} if combine in _FINISHABLE else {},
         fixed=gone if combine not in _FINISHABLE else frozenset(),
-        flop=float(math.prod(shape)),
+        flop=float(math.prod(shape) - view.result_elements),
         kind="reduction",
     )
 
@@ -83,6 +83,6 @@ def general_reduce(view: View) -> Rule:
         tuple(tuple((names[d],) for d in range(len(shape)) if d not in gone) for _ in range(count)),
         dict(zip(names, shape, strict=True)),
         fixed={names[d] for d in gone},
-        flop=float(count * math.prod(shape)),
+        flop=float(count * (math.prod(shape) - view.result_elements)),
         kind="reduction",
     )

@@ -179,7 +179,7 @@ def window(view: View) -> Rule:
         parts.along(name, w.out, *operands, *((i, d, 1) for i in results))
         if w.before or w.after:
             parts.halos += [Border(name, i, d, w.before, w.after) for i in range(count)]
-    flop = float(view.result_elements * math.prod(view.params["window_dimensions"]))
+    flop = float(view.result_elements * (math.prod(view.params["window_dimensions"]) - 1))
     return parts.rule(len(view.operands), flop, "window")
 
 

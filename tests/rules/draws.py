@@ -60,3 +60,13 @@ class Draw:
     def positive_definite(self, *batch: int, n: int) -> Any:
         a = self.random.uniform(-1, 1, (*batch, n, n))
         return jnp.asarray(a @ np.swapaxes(a, -1, -2) + n * np.eye(n), "float32")
+
+
+class Seeded(Draw):
+    """Choices of one example without hypothesis, all from one seed."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = np.random.default_rng(seed)
+
+    def choice(self, options: Sequence[Any]) -> Any:
+        return options[int(self.random.integers(len(options)))]

@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+from jax.extend.random import threefry2x32_p
 
 from tests.rules.draws import FLOATS, INTS, Draw, Example
 
@@ -95,7 +97,7 @@ def _constrained(d: Draw) -> Example:
 def _threefry(d: Draw) -> Example:
     n = d.size()
     ints = partial(d.ints, high=2**31, dtype="uint32")
-    return (lambda k, x, y: jax.extend.random.threefry2x32_p.bind(k[0], k[1], x, y)), (ints(2), ints(n), ints(n))
+    return (lambda k, x, y: threefry2x32_p.bind(k[0], k[1], x, y)), (ints(2), ints(n), ints(n))
 
 
 _UNARY = {
@@ -117,6 +119,7 @@ _F32 = ("float32",)
 EXAMPLES: Mapping[str, tuple[Maker, ...]] = {
     **{n: (_of(getattr(lax, n), r),) for n, r in _UNARY.items() if hasattr(lax, n)},
     **{n: (_of(getattr(lax, n), r, r),) for n, r in _BINARY.items()},
+    **({"one_minus_square": (_of(lax.one_minus_square, (-2, 2)),)} if hasattr(lax, "one_minus_square") else {}),
     "mul": (_of(lax.mul, (-2, 2), (-2, 2)), _scalars),
     "add_any": (_of(lambda x: jax.grad(lambda y: jnp.sum(y * y + jnp.sin(y)))(x), (-2, 2)),),
     "and": (_whole_numbers(lax.bitwise_and, 2),),
@@ -152,6 +155,7 @@ EXAMPLES: Mapping[str, tuple[Maker, ...]] = {
     "lt_to": (_comparator("lt_to"),),
     "bitcast_convert_type": (_bitcast("int32"), _bitcast("uint16"), _bitcast("float32 from bfloat16")),
     "sharding_constraint": (_constrained,),
-    "name": (_of(lambda x: jax.ad_checkpoint.checkpoint_name(x, "here"), (-2, 2)),),
+    "device_put": (_of(lambda x: jax.device_put(x, jax.memory.Space.Device), (-2, 2)),),
+    "name": (_of(lambda x: checkpoint_name(x, "here"), (-2, 2)),),
     "threefry2x32": (_threefry,),
 }

@@ -242,5 +242,6 @@ EXAMPLES: Mapping[str, tuple[Maker, ...]] = {
     "random_wrap": (lambda d: (jax.random.wrap_key_data, (d.ints(2, dtype="uint32"),)),),
     "random_unwrap": (lambda d: (jax.random.key_data, (_key(d),)),),
     "random_clone": (lambda d: (jax.random.clone, (_key(d),)),),
+    "random_gamma": (lambda d: (jax.random.gamma, (_key(d), d.floats(*d.shape(2), low=0.5))),),
     "rng_bit_generator": (_rng_bits,),
 }  # fmt: skip

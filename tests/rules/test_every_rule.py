@@ -56,5 +56,18 @@ def test_cut_in_every_legal_way_it_computes_the_same(names, data):
         assert not wrong, f"{len(wrong)} of {len(cases)} cases:\n" + "\n".join(wrong[:SHOWN])
 
 
+# Rules that no program here meets: of explicit meshes or of the inside of local programs, of other versions of JAX, or
+# run by tests of their own.
+ELSEWHERE = {
+    "custom_partitioning": "tests/parallelizer/test_register_rule.py",
+    "log2": "JAX 0.11",
+    "one_minus_square": "JAX 0.11",
+    "pvary": "inside of shard_map",
+    "reshard": "explicit meshes",
+}
+
+
 def test_every_rule_has_an_example_and_every_example_a_rule():
-    assert set(EXAMPLES) == set(known_primitives())
+    known = set(known_primitives())
+    assert set(EXAMPLES) <= known
+    assert known - set(EXAMPLES) <= set(ELSEWHERE)
