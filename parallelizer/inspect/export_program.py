@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import linecache
 import os
-import textwrap
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
