@@ -8,6 +8,7 @@ no border and is solved outright.
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -34,14 +35,18 @@ def eliminate_regions(work: Workspace, nodes: Iterable[int], entries: int, most:
 
     Returns the nodes that bordered a region, whose strategies may now be inconsistent with their neighbours'.
     """
+    nodes = sorted(nodes)
     changed: set[int] = set()
+    for region in _whole(work, nodes):
+        order = _order(work, region, entries)
+        if order is not None:
+            changed |= _eliminate(work, order)
     tried: set[frozenset[int]] = set()
-    for u in sorted(nodes):
-        for region in (_whole(work, u), _grown(work, u, most)):
-            if region is None or region in tried or not work.alive[u]:
-                continue
-            tried.add(region)
-            order = _order(work, region, entries)
+    for u in nodes:
+        grown = _grown(work, u, most)
+        if grown is not None and grown not in tried:
+            tried.add(grown)
+            order = _order(work, grown, entries)
             if order is not None:
                 changed |= _eliminate(work, order)
     return changed
@@ -51,21 +56,27 @@ def _free(work: Workspace, u: int) -> bool:
     return work.alive[u] and not work.items[u]
 
 
-def _whole(work: Workspace, start: int) -> frozenset[int] | None:
-    """All free nodes that `start` reaches through free nodes, if at most two others border them."""
-    if not _free(work, start):
-        return None
-    region, border, queue = {start}, set(), [start]
-    while queue:
-        for w in work.near[queue.pop()]:
-            if not _free(work, w):
-                border.add(w)
-                if len(border) > 2:
-                    return None
-            elif w not in region:
-                region.add(w)
-                queue.append(w)
-    return frozenset(region)
+def _whole(work: Workspace, nodes: Iterable[int]) -> list[frozenset[int]]:
+    """The components of free nodes that hold one of `nodes` and that at most two others border."""
+    found = []
+    seen: set[int] = set()
+    for start in nodes:
+        if start in seen or not _free(work, start):
+            continue
+        region, border, queue = {start}, set(), [start]
+        while queue:
+            for w in work.near[queue.pop()]:
+                if w in region or w in border:
+                    continue
+                if _free(work, w):
+                    region.add(w)
+                    queue.append(w)
+                else:
+                    border.add(w)
+        seen |= region
+        if len(border) <= 2:
+            found.append(frozenset(region))
+    return found
 
 
 def _grown(work: Workspace, start: int, most: int) -> frozenset[int] | None:
@@ -121,15 +132,21 @@ def _order(work: Workspace, region: frozenset[int], entries: int) -> _Order | No
 
     order = []
     left = set(region)
-    while left:
-        u = min(left, key=lambda u: (table(u), u))
-        if table(u) > entries:
+    heap = [(table(u), u) for u in region]
+    heapq.heapify(heap)
+    while heap:
+        entry, u = heapq.heappop(heap)
+        if u not in left or entry != table(u):
+            continue  # an entry from before its neighbours changed
+        if entry > entries:
             return None
         order.append(u)
         left.discard(u)
         for w in near[u]:
             near[w] |= near[u]
             near[w] -= {u, w}
+        for w in near[u] & left:
+            heapq.heappush(heap, (table(w), w))
     return _Order(tuple(order), classes)
 
 

@@ -8,12 +8,15 @@ bind.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import highspy
 import numpy as np
 
 from .core import Core
+
+# HiGHS is loaded where it is called: in one process with OR-tools, which brings its own, whichever comes second fails.
+if TYPE_CHECKING:
+    import highspy
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,6 +99,8 @@ def solve_milp(
     for option, value in (("time_limit", max(0.01, time_limit_s)), ("random_seed", seed), ("threads", 1)):
         solver.setOptionValue(option, value)
     if start is not None:
+        import highspy
+
         solution = highspy.HighsSolution()
         values = np.zeros(count)
         values[offsets[:-1] + start] = 1.0
@@ -106,6 +111,8 @@ def solve_milp(
 
 
 def _load(rows: _Rows, cost: np.ndarray, count: int, binaries: int, relax_memory: bool) -> tuple[highspy.Highs, float]:
+    import highspy
+
     row, col = np.concatenate(rows.row), np.concatenate(rows.col)
     value = np.concatenate(rows.value)
     # HiGHS misbehaves on repeated entries (a node may have overlapping items), so they are summed.
@@ -145,6 +152,8 @@ def _load(rows: _Rows, cost: np.ndarray, count: int, binaries: int, relax_memory
 
 
 def _result(solver: highspy.Highs, offsets: np.ndarray, binaries: int, factor: float) -> MilpResult:
+    import highspy
+
     status = solver.getModelStatus()
     info = solver.getInfo()
     infeasible = status in (highspy.HighsModelStatus.kInfeasible, highspy.HighsModelStatus.kUnboundedOrInfeasible)

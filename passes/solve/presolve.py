@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numba import njit
 
 from .core import Core, Infeasible, Undo, project, restore, used
 from .effort import effort_for
@@ -303,6 +304,27 @@ def drop_beaten(work: Workspace, nodes: Iterable[int]) -> None:
                 work.restrict(u, keep, into)
 
 
+@njit(cache=True, nogil=True)
+def excess(part: np.ndarray) -> np.ndarray:
+    """[rows, rows] at [i, j]: how much row j of `part` [rows, cols] exceeds row i, at most over the columns.
+
+    A column impossible for both says nothing; where no column says anything it is minus infinity.
+    """
+    rows, cols = part.shape
+    out = np.full((rows, rows), -np.inf)
+    for i in range(rows):
+        for j in range(rows):
+            most = -np.inf
+            for c in range(cols):
+                if part[j, c] < np.inf:
+                    most = max(most, part[j, c] - part[i, c])
+                elif part[i, c] < np.inf:
+                    most = np.inf
+                    break
+            out[i, j] = most
+    return out
+
+
 def _beaten(work: Workspace, u: int) -> np.ndarray:
     """[strategies]: the strategy that beats each one, itself where none does."""
     cost = work.cost[u]
@@ -325,10 +347,7 @@ def _beaten(work: Workspace, u: int) -> np.ndarray:
         return into
     worse = cost[None, :] - cost[:, None]  # how much j costs more than i, at most
     for part, where in parts:
-        with np.errstate(invalid="ignore"):
-            step = part[None, :, :] - part[:, None, :]
-        # Impossible for both gives NaN: this partner says nothing, unless it is the only kind there is.
-        worse += np.fmax.reduce(step, axis=2, initial=-np.inf)[where[:, None], where[None, :]]
+        worse += excess(np.ascontiguousarray(part))[where[:, None], where[None, :]]
     better &= worse <= 0
     if not better.any():
         return into

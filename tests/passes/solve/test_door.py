@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
+import threading
 import time
 
 import numpy as np
@@ -110,6 +113,24 @@ def test_interruption_returns_the_best_so_far() -> None:
     assert found.trace[-1].stage == "interrupted"
 
 
+def test_ctrl_c_returns_the_best_so_far() -> None:
+    problem = crowded(2000, 3, 1.2)
+    solve(crowded(30, 2, 1.2), workers=2)  # compiled beforehand
+    timer = threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    begin = time.monotonic()
+    try:
+        found = solve(problem, time_limit_s=120, workers=2)
+    finally:
+        timer.cancel()
+    assert time.monotonic() - begin < 60
+    assert found.trace[-1].stage == "interrupted"
+    assert found.status == ("unknown" if found.choice is None else "feasible")
+    if found.choice is not None:
+        assert evaluate(problem, found.choice).feasible
+        assert found.bound <= found.cost
+
+
 def test_the_callback_sees_costs_fall_and_bounds_rise() -> None:
     seen: list[Incumbent] = []
     found = solve(crowded(120, 4, 1.1), time_limit_s=120, callback=seen.append)
@@ -128,6 +149,27 @@ def test_same_seed_same_answer_and_a_warm_start_is_never_lost() -> None:
     assert one.choice == two.choice
     again = solve(problem, time_limit_s=0.0, warm_start=one.choice)
     assert again.choice == one.choice
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_without_proof_the_same_seed_makes_the_same_steps(workers: int) -> None:
+    problem = crowded(600, 6, 1.15)
+
+    def steps(seed: int) -> list[float]:
+        """The costs of the first better choices, whenever they came."""
+        costs: list[float] = []
+
+        def note(news: Incumbent) -> None:
+            if news.cost is not None and news.stage != "interrupted" and [news.cost] != costs[-1:]:
+                costs.append(news.cost)
+                if len(costs) == 4:
+                    raise KeyboardInterrupt
+
+        solve(problem, time_limit_s=120, seed=seed, workers=workers, callback=note)
+        return costs
+
+    assert steps(1) == steps(1)
+    assert len(steps(1)) == 4
 
 
 @pytest.mark.parametrize(
