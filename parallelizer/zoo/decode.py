@@ -80,8 +80,10 @@ def decode(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Logits [b, padded vocab] after the tokens [b] at `position` (a scalar), and the cache with them."""
     x = params["token_embedding"]["embedding"][tokens][:, None].astype(jnp.dtype(config.dtype))
-    one_layer: Callable[..., Any] = partial(_llama_layer, config, position)
-    if isinstance(config, gpt.GptConfig):
+    one_layer: Callable[..., Any]
+    if isinstance(config, llama.LlamaConfig):
+        one_layer = partial(_llama_layer, config, position)
+    else:
         one_layer = partial(_gpt_layer, config, position)
         table = params["position_embedding"]["embedding"].astype(x.dtype)
         x = x + jax.lax.dynamic_slice_in_dim(table, position, 1, axis=0)
@@ -112,7 +114,7 @@ def make_step(config: Config) -> Step:
 
 
 def _init(config: Config, batch: int, key: jax.Array) -> dict[str, Any]:
-    params = (gpt if isinstance(config, gpt.GptConfig) else llama).init_params(config, key)  # type: ignore[arg-type]
+    params = (gpt if isinstance(config, gpt.GptConfig) else llama).init_params(config, key)
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(config.dtype)), params)
     return {"params": params, "cache": init_cache(config, batch), "position": jnp.zeros((), jnp.int32)}
 

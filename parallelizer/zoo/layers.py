@@ -166,8 +166,8 @@ def init_layers(init_one: Callable[[jax.Array], Params], key: jax.Array, layers:
 
 
 def apply_layers(
-    block: Block, params: Params, x: jax.Array, key: jax.Array | None, *, layers: int, scan: bool, remat: str
-) -> jax.Array:
+    block: Block, params: Params, x: Any, key: jax.Array | None, *, layers: int, scan: bool, remat: str
+) -> Any:
     """`block(layer_params, x, layer_key) -> x` for every layer, with what the backward pass recomputes set by `remat`.
 
     "none" keeps everything, "full" only the layer's input, "dots" that and the results of products with weights.
@@ -182,7 +182,7 @@ def apply_layers(
             x = block(params[f"layers_{i}"], x, None if keys is None else keys[i])
         return x
 
-    def body(carry: jax.Array, layer: tuple[Params, jax.Array | None]) -> tuple[jax.Array, None]:
+    def body(carry: Any, layer: tuple[Params, jax.Array | None]) -> tuple[Any, None]:
         layer_params, layer_key = layer
         return block(layer_params, carry, layer_key), None
 

@@ -92,7 +92,7 @@ _S5 = {"learning_rate": 2e-3, "weight_decay": 0.05, "b2": 0.999, "batch": 64}
 
 _MIXTRAL = _llama3(32, 4096, 32, 0) | {"sequence": 4096, "experts": 8, "top_k": 2, "expert_mlp": 14336}
 _MIXTRAL = {k: v for k, v in _MIXTRAL.items() if k != "mlp"} | {"rope_base": 1e6}
-_DEEPSEEK = {
+_DEEPSEEK: dict[str, Any] = {
     "layers": 28,
     "embed": 2048,
     "heads": 16,
@@ -106,13 +106,34 @@ _DEEPSEEK |= {"normalize": False, "balance": 1e-3, "dtype": "bfloat16", "remat":
 _TOY_MOE = {**_TOY, "kv_heads": 2, "experts": 8, "top_k": 2, "expert_mlp": 64}
 
 # Criteo Terabyte's categories as MLPerf trains on them.
-_CRITEO = (39_884_406, 39_043, 17_289, 7_420, 20_263, 3, 7_120, 1_543, 63, 38_532_951, 2_953_546, 403_346, 10, 2_208)
+_CRITEO: tuple[int, ...] = (
+    39_884_406,
+    39_043,
+    17_289,
+    7_420,
+    20_263,
+    3,
+    7_120,
+    1_543,
+    63,
+    38_532_951,
+    2_953_546,
+    403_346,
+    10,
+    2_208,
+)
 _CRITEO += (11_938, 155, 4, 976, 14, 39_979_771, 25_641_295, 39_664_984, 585_935, 12_972, 108, 36)
 _DLRM = {"optimizer": "sgd", "learning_rate": 1.0, "weight_decay": 0.0, "clip_norm": None, "batch": 65_536}
 
 _GRAPH = {"weight_decay": 0.0, "clip_norm": None, "learning_rate": 1e-3}
 _TOY_GRAPH = {**_GRAPH, "nodes": 60, "edges": 200, "inputs": 6, "outputs": 3, "latent": 16, "steps": 2, "multiple": 16}
-_GRAPHCAST = {"nodes": 1_038_240, "edges": 327_660, "mesh_nodes": 40_962, "to_mesh_edges": 1_618_746, "steps": 16}
+_GRAPHCAST: dict[str, Any] = {
+    "nodes": 1_038_240,
+    "edges": 327_660,
+    "mesh_nodes": 40_962,
+    "to_mesh_edges": 1_618_746,
+    "steps": 16,
+}
 _GRAPHCAST |= {"from_mesh_edges": 3_114_720, "inputs": 477, "outputs": 227, "latent": 512, "hidden": 1}
 _GRAPHCAST |= {"activation": "silu", "dtype": "bfloat16", "remat": "full", "weight_decay": 0.1, "clip_norm": 32.0}
 

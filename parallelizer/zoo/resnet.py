@@ -136,7 +136,7 @@ def apply(config: ResNetConfig, params: Params, statistics: Params, image: jax.A
         stage = f"stage_{i}"
         new[stage] = {}
         for j in range(count):
-            block = partial(_block, 2 if i > 0 and j == 0 else 1)
+            block: Callable[..., tuple[jax.Array, Params]] = partial(_block, 2 if i > 0 and j == 0 else 1)
             if config.remat == "full":
                 block = jax.checkpoint(block)
             name = f"block_{j}"

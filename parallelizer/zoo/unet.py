@@ -11,7 +11,7 @@ Channels grow and the image shrinks level by level, and back, with skip connecti
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -234,7 +234,7 @@ def apply(config: UnetConfig, params: Params, image: jax.Array, time: jax.Array,
     x = im.conv(params["conv_in"], image)
     skips = [x]
     for part in config.parts():
-        run = partial(_part, config, part.kind)
+        run: Callable[..., jax.Array] = partial(_part, config, part.kind)
         if config.remat == "full":
             run = jax.checkpoint(run)
         if part.pops:
