@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from cost_model.collectives import collective_latency_s, collective_s
 from cost_model.mesh import LogicalMesh
-from passes.ir import Graph, Layout, Literal, Op, Pack, Packed, Sharding, Step
+from passes.ir import Graph, Layout, Literal, Op, Pack, Packed, Sharding, Step, control_of, has_control
 
 # A pack is sent when its transfer takes this many latencies: one more array would gain little.
 _FULL = 8.0
@@ -82,9 +82,10 @@ class _Packer:
         self.gathers(ops, frozenset(here))
         self.sums(ops)
         for op in ops:
-            if op.primitive == "scan":  # slices differ in each iteration, constants are moved before the loop
-                first = int(op.params["num_consts"]) + int(op.params["num_carry"])
-                self.region(op.regions[0].ops, op.regions[0].inputs[first:])
+            if has_control(op):  # slices are new in each iteration, constants are moved before the loop
+                slices = {b for _, b in control_of(op).slices}
+                for body in op.regions:
+                    self.region(body.ops, [b for b in body.inputs if b in slices])
 
     def gathers(self, ops: Sequence[Op], here: frozenset[int]) -> None:
         """What is there from the start is gathered ahead, with what is wanted next."""
