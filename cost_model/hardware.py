@@ -10,7 +10,7 @@ Sources are named by short keys:
 - "book": "How to scale your model" (jax-ml/scaling-book), chapters `tpus` and `gpus`.
 - "recipes": micro-benchmarks of AI-Hypercomputer/tpu-recipes.
 - "maxtext": derived from MaxText's `sharding.md` or its published runs.
-- "compiler": what the TPU compiler reports as available when a program does not fit.
+- "compiler": what the TPU compiler reports: memory when a program does not fit, cycles of operations.
 - "this project": measured by the authors.
 - "plain choice": no source; a documented choice, to be replaced by a calibrated profile.
 """
@@ -207,6 +207,10 @@ def _sustained(share: float) -> Figure:
     return _derived(share, "maxtext, recipes: fit to all published training runs on this generation")
 
 
+def _estimated_ramp(seconds: float) -> Figure:
+    return _derived(seconds, "compiler: fit to its estimates of products of 512 to 4096")
+
+
 def _usable(gib: float) -> Figure:
     return _measured(gib * GIB, f"compiler: {gib}G")
 
@@ -231,6 +235,7 @@ _TPU_ROWS: tuple[Chip, ...] = (
          "memory_bytes": _usable(15.75), "memory_capacity_bytes": _datasheet(16 * GIB),
          "memory_bandwidth_bytes_per_s": _datasheet(819e9),
          "matmul_efficiency": _assumed(0.95),
+         "matmul_ramp_s": _estimated_ramp(7e-6),
          "sustained_share": _sustained(0.93),
          "link_bandwidth_bytes_per_s": _derived(45e9, "book: 50 nominal, 45 effective"),
          "network_bandwidth_bytes_per_s": _datasheet(3.1e9)},
@@ -256,6 +261,7 @@ _TPU_ROWS: tuple[Chip, ...] = (
          "memory_bandwidth_bytes_per_s": _datasheet(1.64e12),
          "memory_efficiency": _measured(0.83, "recipes: a copy of 34 MB at 1.36 of 1.64 TB/s"),
          "matmul_efficiency": _measured(0.90, "recipes: 827 of 918 TFLOP/s at 8192^3"),
+         "matmul_ramp_s": _estimated_ramp(8e-6),
          "sustained_share": _sustained(0.88),
          "link_bandwidth_bytes_per_s": _measured(59e9, "recipes: v6e-256 reduces at 236 GB/s, 4 links; 100 nominal"),
          "network_bandwidth_bytes_per_s": _derived(12.5e9, "maxtext"),
