@@ -176,7 +176,7 @@ class _Realizer:
         steps = self.steps(value, group, form.dims, gathered.dims)
         at = self.position[want.visit.op.id] if want.visit is not None else 0
         op = want.visit.op.id if want.visit is not None else -1
-        self.collect(steps, at, self.priced.program.count[value], op, value, "gathered once for several uses")
+        self.collect(steps, at, self.priced.program.count[value], op, value, "moved once for several uses")
 
     def why(self, want: Want) -> str:
         return _WHY[want.role]

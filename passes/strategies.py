@@ -48,10 +48,10 @@ class Strategy:
 def enumerate_strategies(group: Group, sizes: Mapping[str, int], shares: bool) -> tuple[Strategy, ...]:
     """All strategies of `group` on a mesh with these axis sizes, in a fixed order, the uncut one first.
 
-    `shares` says whether some member has several consumers that may use one gathered copy together.
+    `shares` says whether some member has several consumers that may use one moved copy together.
     """
     base = tuple(_of_operation(group, sizes)) if group.rule is not None else tuple(_plain(group.limits, sizes))
-    return base if not shares else tuple(s for b in base for s in _with_shared(b))
+    return base if not shares else tuple(s for b in base for s in _with_shared(b, group, sizes))
 
 
 def enumerate_tied(group: Group, sizes: Mapping[str, int], tied: tuple[str, str], shares: bool) -> tuple[Strategy, ...]:
@@ -86,7 +86,7 @@ def enumerate_moves(
     """Every place for one axis while the others stay as `strategy` has them, in every order within a dimension."""
     rest = _without(strategy, axis)
     base = tuple(_placed(group, rest, axis, sizes))
-    return base if not shares else tuple(s for b in base for s in _with_shared(b))
+    return base if not shares else tuple(s for b in base for s in _with_shared(b, group, sizes))
 
 
 def _without(strategy: Strategy, axis: str) -> Strategy:
@@ -245,15 +245,22 @@ def _legal(
     return True
 
 
-def _with_shared(strategy: Strategy) -> Iterator[Strategy]:
-    """The strategy itself, and with a shared copy from which one axis, or every axis, has been gathered."""
+def _with_shared(strategy: Strategy, group: Group, sizes: Mapping[str, int]) -> Iterator[Strategy]:
+    """The strategy itself, and with a shared copy from which one axis, or every axis, has been gathered, or in which
+    one axis cuts another class (tokens that go to their experts once, for forward and backward pass)."""
     yield strategy
     used = [a for on in strategy.classes for a in on]
     gathers: list[set[str]] = [{a} for a in used]
     if len(used) > 1:
         gathers.append(set(used))
-    for gone in gathers:
-        shared = tuple(tuple(a for a in on if a not in gone) for on in strategy.classes)
+    copies = [tuple(tuple(a for a in on if a not in gone) for on in strategy.classes) for gone in gathers]
+    for axis in used:
+        rest = tuple(tuple(a for a in on if a != axis) for on in strategy.classes)
+        for c, on in enumerate(rest):
+            fits = group.limits[c] % (sizes[axis] * _product(sizes, on)) == 0
+            if fits and axis not in strategy.classes[c]:
+                copies.append((*rest[:c], (*on, axis), *rest[c + 1 :]))
+    for shared in copies:
         yield Strategy(strategy.classes, strategy.factors, strategy.reductions, shared, strategy.partial)
 
 

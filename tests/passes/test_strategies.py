@@ -46,14 +46,30 @@ def test_cuts_divide():
         assert "y" not in dict(s.factors).get("k0", ())
 
 
-def test_shared_copies_gather_one_axis_or_all():
+def test_shared_copies_gather_one_axis_or_all_or_move_one_axis():
     plain = enumerate_strategies(_product_group(), {"x": 2, "y": 2}, False)
     shared = enumerate_strategies(_product_group(), {"x": 2, "y": 2}, True)
     assert {s for s in shared if s.shared is None} == set(plain)
+    gathered = moved = 0
     for s in shared:
-        if s.shared is not None:
-            assert all(set(b) <= set(a) for a, b in zip(s.classes, s.shared, strict=True))
-            assert s.shared != s.classes
+        if s.shared is None:
+            continue
+        own, copy = ([(c, a) for c, on in enumerate(form) for a in on] for form in (s.classes, s.shared))
+        new = set(copy) - set(own)
+        gathered += not new
+        if new:
+            moved += 1
+            ((_, axis),) = new
+            assert sorted(a for _, a in own) == sorted(a for _, a in copy)
+            assert [x for x in own if x[1] != axis] == [x for x in copy if x[1] != axis]
+    assert gathered and moved
+    cut = [s.shared for s in shared if s.classes == (("x",), ()) and not s.reductions and s.shared is not None]
+    assert cut == [((), ()), ((), ("x",))]
+
+
+def test_a_copy_is_not_moved_to_where_it_does_not_divide():
+    for s in enumerate_strategies(_product_group(m=4, k=8, n=3), {"x": 2}, True):
+        assert s.shared is None or s.shared[1] == ()
 
 
 def _key(s):
