@@ -117,37 +117,77 @@ class _Order:
 
 
 def _order(work: Workspace, region: frozenset[int], entries: int) -> _Order | None:
-    """Always the node with the smallest table next; None if one of the tables is above `entries`."""
+    """An order whose tables all have at most `entries`, None if neither way to look for one finds it.
+
+    First always the node with the smallest table next; then a sweep from one end of the region to the other, which on
+    long regular regions stays as narrow as they are.
+    """
     classes = _classes(work, region)
     size = {u: work.cost[u].size for u in region} | {w: int(c.max()) + 1 for w, c in classes.items()}
-    near: dict[int, set[int]] = {u: set(work.near[u]) for u in region}
-    for w in classes:
-        near[w] = work.near[w].keys() & region
-    for u in region:
-        if any(size[u] * size[w] > entries for w in near[u]):
+    if any(size[u] * size[w] > entries for u in region for w in work.near[u]):
+        return None
+    tables = _Tables(size, {u: set(work.near[u]) for u in region} | {w: work.near[w].keys() & region for w in classes})
+    nodes = _smallest_first(tables.copy(), region, entries)
+    if nodes is None:
+        nodes = _sweep(work, region)
+        if any(tables.remove(u) > entries for u in nodes):
             return None
+    return _Order(tuple(nodes), classes)
 
-    def table(u: int) -> int:
-        return size[u] * math.prod(size[w] for w in near[u])
 
+@dataclass(frozen=True, slots=True)
+class _Tables:
+    """Who would be in a table with whom: `size` is the strategies of a node, `near` its neighbours by now."""
+
+    size: dict[int, int]
+    near: dict[int, set[int]]
+
+    def copy(self) -> _Tables:
+        return _Tables(self.size, {u: set(around) for u, around in self.near.items()})
+
+    def entries(self, u: int) -> int:
+        return self.size[u] * math.prod(self.size[w] for w in self.near[u])
+
+    def remove(self, u: int) -> int:
+        """Eliminate u: its neighbours become each other's. The entries of its table."""
+        entries = self.entries(u)
+        around = self.near.pop(u)
+        for w in around:
+            self.near[w] |= around
+            self.near[w] -= {u, w}
+        return entries
+
+
+def _smallest_first(tables: _Tables, region: frozenset[int], entries: int) -> list[int] | None:
     order = []
-    left = set(region)
-    heap = [(table(u), u) for u in region]
+    heap = [(tables.entries(u), u) for u in region]
     heapq.heapify(heap)
     while heap:
-        entry, u = heapq.heappop(heap)
-        if u not in left or entry != table(u):
+        needed, u = heapq.heappop(heap)
+        if u not in tables.near or needed != tables.entries(u):
             continue  # an entry from before its neighbours changed
-        if entry > entries:
+        if needed > entries:
             return None
         order.append(u)
-        left.discard(u)
-        for w in near[u]:
-            near[w] |= near[u]
-            near[w] -= {u, w}
-        for w in near[u] & left:
-            heapq.heappush(heap, (table(w), w))
-    return _Order(tuple(order), classes)
+        around = tables.near[u] & region
+        tables.remove(u)
+        for w in around:
+            heapq.heappush(heap, (tables.entries(w), w))
+    return order
+
+
+def _sweep(work: Workspace, region: frozenset[int]) -> list[int]:
+    """Breadth first from a node that is as far from another as any."""
+    order = [min(region)]
+    for _ in range(2):  # the last node of a sweep is at an end of the region
+        order = [order[-1]]
+        seen = set(order)
+        for u in order:
+            for w in sorted(work.near[u].keys() & region):
+                if w not in seen:
+                    seen.add(w)
+                    order.append(w)
+    return order
 
 
 def _eliminate(work: Workspace, order: _Order) -> set[int]:
