@@ -157,8 +157,10 @@ def _iterations(op: Op, clause: Op | None, made: Mapping[int, Op]) -> int | None
     if relation == "ne":
         whole = Fraction(limit - start, step)
         return int(whole) if whole >= 0 and whole.denominator == 1 else None
+    if distance[relation] <= 0:
+        return 0
     toward = step if relation in ("lt", "le") else -step
-    return max(0, math.ceil(Fraction(distance[relation], toward))) if toward > 0 else None
+    return math.ceil(Fraction(distance[relation], toward)) if toward > 0 else None
 
 
 def _behind(operand: Operand, made: Mapping[int, Op]) -> Operand:

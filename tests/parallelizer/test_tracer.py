@@ -160,6 +160,33 @@ def test_while_and_cond_have_regions():
     assert [len(r.ops) for r in by_name["cond"].regions] == [1, 1]
 
 
+def test_a_batched_while_asks_once_and_leaves_finished_rows_alone():
+    def f(x, limit):
+        return jax.vmap(lambda r: jax.lax.while_loop(lambda c: c.sum() < limit, lambda c: c * 2, r))(x)
+
+    graph = trace(f, (X, 3.0)).graph
+    verify(graph)
+    (loop,) = [op for op in graph.ops if op.primitive == "while"]
+    test, body = loop.regions
+    assert [graph.shape_of(o) for o in test.outputs] == [()] and "reduce_or" in [op.primitive for op in test.ops]
+    assert "select_n" in [op.primitive for op in body.ops]
+    assert (loop.params["cond_nconsts"], loop.params["body_nconsts"], len(loop.inputs)) == (1, 1, 3)
+
+
+def test_solvers_composites_and_placement_are_no_operations_of_their_own():
+    def f(a, x):
+        moved = jax.device_put(jax.lax.composite(lambda v: jnp.sin(v) * 2, "my.sine")(x))
+        return jax.scipy.sparse.linalg.cg(lambda v: a @ v, moved, maxiter=3)[0]
+
+    graph = trace(f, (jnp.eye(8), jnp.ones(8))).graph
+    verify(graph)
+    names = {v.op.primitive for v in walk(graph)}
+    assert {"sin", "while", "dot_general"} <= names
+    assert not {"composite", "device_put", "custom_linear_solve"} & names
+    (loop,) = [op for op in graph.ops if op.primitive == "while"]
+    assert [(r.trip_count, r.known) for r in loop.regions] == [(3, False), (3, False)], "its condition allows three"
+
+
 def test_keys_and_constants():
     table = np.arange(8.0, dtype=np.float32)
 

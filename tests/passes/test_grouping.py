@@ -96,6 +96,63 @@ def test_optimizer_moments_of_one_parameter_decide_together():
     assert m.group == v.group != p.group
 
 
+def test_a_while_carry_is_one_group_in_condition_body_and_result():
+    def fn(w, x):
+        return jax.lax.while_loop(lambda c: jnp.sum(c) < 9, lambda c: jnp.tanh(c @ w), x)
+
+    graph, grouping = _grouped(fn, _shape(16, 16), _shape(8, 16))
+    loop = next(op for op in graph.ops if op.primitive == "while")
+    test, body = loop.regions
+    place = grouping.place(loop.outputs[0])
+    assert grouping.groups[place.group].kind == "carry"
+    assert grouping.place(test.inputs[-1]) == grouping.place(body.inputs[-1]) == place
+    assert {w.role for w in grouping.wants if w.consumer == place.group} == {"enter", "return"}
+    assert grouping.place(body.inputs[0]) == grouping.place(graph.inputs[0]), "what a loop only reads stays as it is"
+
+
+def test_branches_that_yield_one_place_follow_it_and_others_decide():
+    def follows(x, p):
+        return jax.lax.cond(p, lambda v: v * 2, lambda v: v, x)
+
+    graph, grouping = _grouped(follows, _shape(8, 16), _shape(dtype=jnp.bool_))
+    assert grouping.place(graph.outputs[0]) == grouping.place(graph.inputs[0]) and not grouping.wants
+
+    def decides(x, w, p):
+        return jax.lax.cond(p, lambda v: v @ w, lambda v: v, x)
+
+    graph, grouping = _grouped(decides, _shape(8, 16), _shape(16, 16), _shape(dtype=jnp.bool_))
+    place = grouping.place(graph.outputs[0])
+    assert grouping.groups[place.group].kind == "made"
+    branches = [w for w in grouping.wants if w.role == "branch"]
+    assert [w.consumer for w in branches] == [place.group] * 2 and [w.runs for w in branches] == [0.5, 0.5]
+    product = next(v for v in grouping.visits if v.op.primitive == "dot_general")
+    assert (product.count, product.runs) == (1, 0.5)
+
+
+def test_a_stack_that_others_read_too_is_brought_to_the_loop():
+    def fn(x, c):
+        return jax.lax.scan(lambda c, t: (c + t, None), c, x)[0], x.sum()
+
+    graph, grouping = _grouped(fn, _shape(8, 16, 4), _shape(16, 4))
+    scan = next(op for op in graph.ops if op.primitive == "scan")
+    stack, inside = grouping.place(graph.inputs[0]), grouping.place(scan.regions[0].inputs[1])
+    assert stack.group != inside.group and grouping.groups[stack.group].limits[stack.dims[0]] == 8
+    (want,) = [w for w in grouping.wants if w.value == graph.inputs[0]]
+    assert (want.role, want.consumer, want.slots) == ("enter", inside.group, (None, 0, 1))
+
+
+def test_a_stack_that_only_the_loop_reads_is_stored_as_the_loop_reads_it_unless_pinned():
+    def fn(x, c):
+        return jax.lax.scan(lambda c, t: (c + t, None), c, x)[0]
+
+    graph, grouping = _grouped(fn, _shape(8, 16, 4), _shape(16, 4))
+    stack = grouping.place(graph.inputs[0])
+    assert grouping.groups[stack.group].limits[stack.dims[0]] == 1
+    pinned = group_values(graph, (2, 4, 8), pinned=graph.inputs[:1])
+    stack = pinned.place(graph.inputs[0])
+    assert pinned.groups[stack.group].limits[stack.dims[0]] == 8
+
+
 def test_a_loop_carry_has_one_sharding():
     def fn(x, ws):
         return jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), h), x, ws)
