@@ -12,13 +12,17 @@ INSTALL = $(PIP) install $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) -e
 # The solver's loops are compiled once per machine; here, so that the first plan does not wait for it.
 WARM = $(BIN)/python -c "from passes.solve import warm_up; warm_up()"
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-rules lint bench clean
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/parallelizer demo
 
 test: lint
 	$(BIN)/python -m pytest -q -n $(WORKERS)
+
+# Every rule in every legal assignment of mesh axes, on three drawn examples of each primitive (about ten minutes).
+test-rules: $(VENV)/.test-installed
+	RULES=full $(BIN)/python -m pytest -q -n $(WORKERS) tests/rules
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check .
