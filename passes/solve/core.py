@@ -100,7 +100,7 @@ def restore(undo: Sequence[Undo], nodes: np.ndarray, total: int, choice: np.ndar
     return full
 
 
-def project(undo: Sequence[Undo], nodes: np.ndarray, choice: Sequence[int]) -> np.ndarray | None:
+def project(undo: Sequence[Undo], nodes: np.ndarray, choice: Sequence[int] | np.ndarray) -> np.ndarray | None:
     """The core's choice that stands for an original one, None if it uses a strategy that can not be chosen."""
     full = np.array(choice, dtype=np.int64)
     for step in undo:

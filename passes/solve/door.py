@@ -61,9 +61,13 @@ def solve(
     """Choose a strategy per node at least cost within the memory limit; the best so far at the deadline or Ctrl-C.
 
     `workers` walkers search side by side. `callback` sees every better choice or clearly better bound as it comes;
-    `warm_start` [nodes] is a choice to begin from. The same problem, seed and workers give the same answer whenever the
-    problem is proved within the time; otherwise the deadline decides how far the same sequence of steps gets. Raises
-    `ProblemError` for a warm start of wrong length or range.
+    `warm_start` [nodes] is a choice to begin from. `effort` says which methods run at which size.
+
+    The same problem, seed and workers make the same steps in the same order, whatever the machine's speed: the answer
+    is the same whenever the problem is proved within the time, and otherwise the deadline decides how far the steps
+    get. Near the deadline alone the clock also shortens what would not end in time (an ascent takes at most half of
+    what is left, HiGHS three tenths, a part its share by size). Raises `ProblemError` for a warm start of wrong length
+    or range.
     """
     start = time.monotonic()
     deadline = start + time_limit_s

@@ -39,8 +39,8 @@ class Presolved:
     def restore(self, choice: np.ndarray) -> np.ndarray:
         return restore(self.undo, self.nodes, self.total, choice)
 
-    def project(self, choice: object) -> np.ndarray | None:
-        return project(self.undo, self.nodes, choice)  # type: ignore[arg-type]
+    def project(self, choice: Sequence[int] | np.ndarray) -> np.ndarray | None:
+        return project(self.undo, self.nodes, choice)
 
 
 def presolve(problem: Problem, check_room: bool = True) -> Presolved:
