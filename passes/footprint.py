@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from passes.fast_memory import fast_bytes, in_fast_memory
 from passes.ir import Graph, Layout, Op, Sharding, Step, Use
 from passes.loops import brought_stacks
-from passes.memory import peak_bytes, reused_outputs
+from passes.memory import Life, peak_bytes, reused_outputs
 from passes.narrow import multiplies_in_bfloat16
 from passes.price import Priced
 from passes.realize import Realized
@@ -33,8 +33,8 @@ class Footprint:
 class Usage:
     """`value`, or a copy of it, takes size_bytes of one device at positions [start, end); kinds as in `Footprint`.
 
-    `last_read` is the last position that reads an argument. `rewritten`: a part of it is written here, which counts
-    twice in fast memory and nowhere else.
+    `first_read` and `last_read` are the positions that read an argument. `rewritten`: a part of it is written here,
+    which counts twice in fast memory and nowhere else.
     """
 
     value: int
@@ -44,6 +44,7 @@ class Usage:
     kind: str
     path: str = ""
     rewritten: bool = False
+    first_read: int = -1
     last_read: int = -1
 
 
@@ -71,8 +72,8 @@ def spaces(usages: tuple[Usage, ...], end: int, fast_memory_bytes: int) -> tuple
     """(arguments and results, what else lives in main memory, what lives in fast memory)."""
     fixed = [u for u in usages if u.kind in ("arguments", "results") and not u.rewritten]
     others = [u for u in usages if u.kind not in ("arguments", "results") and not u.rewritten]
-    # Read once from main memory and then kept where there is room.
-    fetched = [replace(u, start=0, end=u.last_read + 1, kind="copies") for u in fixed if u.last_read >= 0]
+    # Brought from main memory when they are first read, and then kept where there is room.
+    fetched = [replace(u, start=u.first_read, end=u.last_read + 1, kind="copies") for u in fixed if u.last_read >= 0]
     fits = in_fast_memory(
         [(u.start, u.end, u.size_bytes) for u in (*others, *fetched)], end, fast_memory_bytes, len(others)
     )
@@ -111,8 +112,18 @@ def usages_of(priced: Priced, realized: Realized) -> Iterator[Usage]:
             else "activations"
         )
         yield Usage(
-            life.value, life.start, life.end, size, kind, inputs.get(life.value, ""), life.rewritten, life.last_read
+            life.value,
+            life.start,
+            life.end,
+            size,
+            kind,
+            inputs.get(life.value, ""),
+            life.rewritten,
+            life.first_read,
+            life.last_read,
         )
+        if kind == "arguments" and tpu:
+            yield from _turned(priced, realized, life, size)
     yield from _copies(priced, realized, position)
     yield from _before_scatters(priced, realized, position)
     for want, start, stop in brought_stacks(program.grouping):
@@ -121,6 +132,19 @@ def usages_of(priced: Priced, realized: Realized) -> Iterator[Usage]:
         if steps:
             size = max(local_bytes(priced, use.source, s.to) for s in steps)
             yield Usage(use.source, start, stop, size, "copies")
+
+
+def _turned(priced: Priced, realized: Realized, life: Life, size_bytes: int) -> Iterator[Usage]:
+    """The copy of an argument for an update in the order of its gradient.
+
+    Scattered gradients come in the argument's own order; what is read before its gradient is there, is there already.
+    """
+    turned = priced.program.lives.turned.get(life.value)
+    if turned is None or not turned.start <= life.first_read <= life.last_read:
+        return
+    decision = realized.layout.ops.get(turned.op)
+    if decision is None or all(r.dim is None for r in decision.reductions):
+        yield Usage(life.value, turned.start, life.last_read + 1, size_bytes, "copies")
 
 
 def _copies(priced: Priced, realized: Realized, position: Mapping[int, int]) -> Iterator[Usage]:
@@ -174,4 +198,5 @@ def local_bytes(priced: Priced, value: int, sharding: Sharding | None, narrow: b
     v = priced.program.graph.values[value]
     platform = priced.mesh.topology.chip.platform
     shape = v.shape if sharding is None else sharding.local_shape(v.shape, priced.mesh.sizes)
-    return stored_bytes(shape, v.itemsize // 2 if narrow and platform == "tpu" else v.itemsize, platform)
+    itemsize = v.itemsize // 2 if narrow and platform == "tpu" else v.itemsize
+    return stored_bytes(shape, itemsize, platform, priced.program.lives.major.get(value, frozenset()))

@@ -11,12 +11,13 @@ straight into the stacked result, and an iteration reads its slices from the sta
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from passes.groups import Grouping
 from passes.ir import Graph, Literal, Op, Visit, control_of, has_control
 from passes.narrow import narrow_values
+from passes.orders import Turned, major_dims, turned_arguments
 from passes.rules import rule_for
 
 _FUSED_MOVES = frozenset(
@@ -32,8 +33,8 @@ class Life:
 
     `narrow`: where the chip multiplies in bfloat16, it is stored as such (see `passes.narrow`). `copy`: it is such a
     narrow copy of an argument, which is also there in full; elsewhere there is no such copy. `rewritten`: only says
-    that an iteration writes its part of the stacked value there. `last_read` is where an argument is last read (else
-    -1).
+    that an iteration writes its part of the stacked value there. `first_read` and `last_read` are where an argument is
+    read (else -1).
     """
 
     value: int
@@ -42,16 +43,23 @@ class Life:
     narrow: bool = False
     copy: bool = False
     rewritten: bool = False
+    first_read: int = -1
     last_read: int = -1
 
 
 @dataclass(frozen=True, slots=True)
 class Lives:
-    """Kept values with their intervals; `end` is the program's length."""
+    """Kept values with their intervals; `end` is the program's length.
+
+    `major` are the dimensions of values that a TPU does not store as minor ones, `turned` the arguments that it copies
+    into another order for their update (see `passes.orders`).
+    """
 
     kept: tuple[Life, ...]
     end: int
     present: frozenset[int]
+    major: Mapping[int, frozenset[int]]
+    turned: Mapping[int, Turned]
 
     def values(self) -> frozenset[int]:
         """Values that take memory of their own."""
@@ -60,7 +68,15 @@ class Lives:
 
 def lives(graph: Graph, grouping: Grouping) -> Lives:
     """Intervals over positions in `grouping.visits`; a loop's operands live until its body ends."""
-    return _Analysis(graph, grouping.visits).run()
+    found = tuple(_Analysis(graph, grouping.visits).run())
+    present = frozenset(life.value for life in found)
+    return Lives(
+        found,
+        len(grouping.visits),
+        present,
+        major_dims(graph, grouping.visits),
+        turned_arguments(graph, grouping.visits),
+    )
 
 
 class _Analysis:
@@ -90,7 +106,7 @@ class _Analysis:
     def _fusible(self, op: Op) -> bool:
         return self.kind[op.id] == "elementwise" or op.primitive in _FUSED_MOVES or _selects(op)
 
-    def run(self) -> Lives:
+    def run(self) -> Iterator[Life]:
         for v in self.visits:
             if has_control(v.op):
                 self.enter_loop(v.op)
@@ -100,13 +116,13 @@ class _Analysis:
                         self.stored_in[r] = o
         self.kept = self.find_kept()
         self.last = self.last_reads()
+        self.first = self.first_reads()
         for v in self.visits:
             if has_control(v.op):
                 self.share_carries(v.op)
             elif v.op.primitive.startswith("scatter") or v.op.primitive == "dynamic_update_slice":
                 self.share(v.op.inputs[0], v.op.outputs[0], self.position[v.op.id])
-        found = tuple(self.intervals())
-        return Lives(found, self.end, frozenset(life.value for life in found))
+        return self.intervals()
 
     # ---- loops ----
     def enter_loop(self, op: Op) -> None:
@@ -190,6 +206,18 @@ class _Analysis:
                     last[o] = max(last.get(o, -1), through)
         return last
 
+    def first_reads(self) -> dict[int, int]:
+        """Position of the first operation that reads each value, where it really runs: with what it is fused into."""
+        first: dict[int, int] = {}
+        for v in reversed(self.visits):
+            at = self.position[v.op.id]
+            if self.fusible[v.op.id] and self.kept.isdisjoint(v.op.outputs):
+                at = max(at, min((first[r] for r in v.op.outputs if r in first), default=at))
+            for o in v.op.inputs:
+                if not isinstance(o, Literal):
+                    first[o] = min(first.get(o, at), at)
+        return first
+
     # ---- intervals ----
     def root(self, value: int) -> int:
         while value in self.stored_in:
@@ -215,7 +243,7 @@ class _Analysis:
             if stop <= start:
                 continue
             if root in self.inputs:
-                yield Life(root, start, stop, last_read=self.last.get(root, -1))
+                yield Life(root, start, stop, first_read=self.first.get(root, -1), last_read=self.last.get(root, -1))
             else:
                 yield Life(root, start, stop, narrow=root in narrow)
         yield from self.narrow_copies(narrow)

@@ -297,11 +297,12 @@ class Pricer:
         v, place = self.graph.values[life.value], self.grouping.place(life.value)
         assert place is not None
         itemsize = v.itemsize // 2 if life.narrow and self.chip.platform == "tpu" else v.itemsize
-        key = (self.known(options), place.dims, v.shape, itemsize)
+        major = self.program.lives.major.get(life.value, frozenset())
+        key = (self.known(options), place.dims, v.shape, itemsize, major)
         if key not in self._stored:
             forms = [self.form(life.value, s) for s in options]
             sizes = {
-                f: stored_bytes(Sharding(f).local_shape(v.shape, self.sizes), itemsize, self.chip.platform)
+                f: stored_bytes(Sharding(f).local_shape(v.shape, self.sizes), itemsize, self.chip.platform, major)
                 for f in set(forms)
             }
             self._stored[key] = np.array([float(sizes[f]) for f in forms])

@@ -10,28 +10,33 @@ CPUs and GPUs store elements densely.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 LANES = 128
 SUBLANES = 8
 WORD_BYTES = 4
 
 
-def stored_bytes(shape: tuple[int, ...], itemsize: int, platform: str) -> int:
-    """Bytes of an array of this (local) shape on a "tpu", "gpu" or "cpu"; `itemsize` in bytes."""
+def stored_bytes(shape: tuple[int, ...], itemsize: int, platform: str, major: Collection[int] = frozenset()) -> int:
+    """Bytes of an array of this (local) shape on a "tpu", "gpu" or "cpu"; `itemsize` in bytes.
+
+    Dimensions in `major` are minor only where no others are left.
+    """
     elements = math.prod(shape)
     if platform != "tpu" or elements == 0 or itemsize == 0:
         return elements * itemsize
     if itemsize > WORD_BYTES:  # kept as several arrays of words
-        return itemsize // WORD_BYTES * stored_bytes(shape, WORD_BYTES, platform)
+        return itemsize // WORD_BYTES * stored_bytes(shape, WORD_BYTES, platform, major)
     packing = WORD_BYTES // itemsize
-    dims = [n for n in shape if n > 1]
+    dims = [(n, i in major) for i, n in enumerate(shape) if n > 1]
     if len(dims) < 2:
         tile = min(max(_power_of_two(elements), LANES * packing), LANES * SUBLANES * packing)
         return _up(elements, tile) * itemsize
     least = math.inf
-    for i, minor in enumerate(dims):
-        for j, rows in enumerate(dims):
-            if i != j:
+    free = sum(not held for _, held in dims)
+    for i, (minor, lanes_held) in enumerate(dims):
+        for j, (rows, rows_held) in enumerate(dims):
+            if i != j and not (lanes_held and free) and not (rows_held and free > 1):
                 tile = min(max(_power_of_two(rows), packing), SUBLANES)
                 padded = elements // (minor * rows) * _up(minor, LANES) * _up(rows, tile)
                 least = min(least, padded)

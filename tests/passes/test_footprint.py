@@ -46,12 +46,12 @@ def test_checkpointing_layers_keeps_less():
 
 
 def test_arguments_are_counted_in_main_memory_and_read_from_fast():
-    usages = (Usage(0, 0, 9, 10, "arguments", last_read=4), Usage(1, 2, 4, 5, "activations"))
+    usages = (Usage(0, 0, 9, 10, "arguments", first_read=1, last_read=4), Usage(1, 2, 4, 5, "activations"))
     arguments, slow, fast = spaces(usages, 9, 12)
     assert [u.size_bytes for u in arguments] == [10]
     assert slow == [] and [u.value for u in fast] == [1], "no room left for a copy of the argument"
     _, _, fast = spaces(usages, 9, 15)
-    assert [(u.value, u.start, u.end) for u in fast] == [(1, 2, 4), (0, 0, 5)]
+    assert [(u.value, u.start, u.end) for u in fast] == [(1, 2, 4), (0, 1, 5)]
     _, slow, fast = spaces(usages, 9, 0)
     assert [u.value for u in slow] == [1] and fast == []
 
