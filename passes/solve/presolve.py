@@ -13,16 +13,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numba import njit
 
 from .core import Core, Infeasible, Undo, project, restore, used
+from .dominance import drop_beaten
 from .effort import effort_for
 from .eliminate import eliminate_regions
 from .problem import Problem
 from .workspace import Workspace
 
-# Entries compared per node when looking for beaten strategies; beyond, the search would cost more than it saves.
-_DOMINANCE_ENTRIES = 4_000_000
 # Entries of the matrix that eliminating a node with two neighbours may create.
 _FILL_ENTRIES = 40_000
 
@@ -292,72 +290,3 @@ def eliminate_small(work: Workspace) -> None:
         work.eliminate(u)
         make_consistent(work, [e for w in around for e in work.near[w].values()])
         queue.extend(w for w in around if not work.items[w] and len(work.near[w]) <= 2)
-
-
-def drop_beaten(work: Workspace, nodes: Iterable[int]) -> None:
-    """Remove a strategy when another costs no more in every situation and uses no more memory at any time."""
-    for u in sorted(nodes):
-        if work.alive[u] and work.cost[u].size > 1:
-            into = _beaten(work, u)
-            keep = np.flatnonzero(into == np.arange(into.size))
-            if keep.size < into.size:
-                work.restrict(u, keep, into)
-
-
-@njit(cache=True, nogil=True)
-def excess(part: np.ndarray) -> np.ndarray:
-    """[rows, rows] at [i, j]: how much row j of `part` [rows, cols] exceeds row i, at most over the columns.
-
-    A column impossible for both says nothing; where no column says anything it is minus infinity.
-    """
-    rows, cols = part.shape
-    out = np.full((rows, rows), -np.inf)
-    for i in range(rows):
-        for j in range(rows):
-            most = -np.inf
-            for c in range(cols):
-                if part[j, c] < np.inf:
-                    most = max(most, part[j, c] - part[i, c])
-                elif part[i, c] < np.inf:
-                    most = np.inf
-                    break
-            out[i, j] = most
-    return out
-
-
-def _beaten(work: Workspace, u: int) -> np.ndarray:
-    """[strategies]: the strategy that beats each one, itself where none does."""
-    cost = work.cost[u]
-    size = cost.size
-    into = np.arange(size)
-    better = np.ones((size, size), dtype=bool)  # [i, j]: j may beat i
-    np.fill_diagonal(better, False)
-    if size * size * len(work.items[u]) > _DOMINANCE_ENTRIES:
-        return into
-    for usage in work.items[u].values():
-        better &= usage[None, :] <= usage[:, None]
-    if not better.any():
-        return into
-    parts = []
-    for number in work.near[u].values():
-        _, matrix, rows, cols = work.oriented(number, u)
-        here, where = used(rows, matrix.shape[0])
-        parts.append((matrix[here][:, used(cols, matrix.shape[1])[0]], where))
-    if sum(part.shape[0] * part.size for part, _ in parts) > _DOMINANCE_ENTRIES:
-        return into
-    worse = cost[None, :] - cost[:, None]  # how much j costs more than i, at most
-    for part, where in parts:
-        worse += excess(np.ascontiguousarray(part))[where[:, None], where[None, :]]
-    better &= worse <= 0
-    if not better.any():
-        return into
-    gone = np.zeros(size, dtype=bool)
-    for i in range(size - 1, -1, -1):
-        alternatives = np.flatnonzero(better[i] & ~gone)
-        if alternatives.size:
-            gone[i] = True
-            into[i] = alternatives[0]
-    for i in range(size):  # a better strategy may itself have gone later: follow to one that stays
-        while gone[into[i]]:
-            into[i] = into[into[i]]
-    return into

@@ -190,4 +190,4 @@ def test_without_proof_the_same_seed_makes_the_same_steps(workers: int) -> None:
 )
 def test_contradictions_are_refused(make: object) -> None:
     with pytest.raises(ProblemError):
-        make()  # type: ignore[operator]
+        make()

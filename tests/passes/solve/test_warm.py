@@ -6,7 +6,7 @@ import numpy as np
 
 from passes.solve import Edge, MemoryItem, Problem, solve, warm_up
 
-COMPILED = ("branch", "dual", "forest", "messages", "moves", "presolve", "relink")
+COMPILED = ("branch", "dominance", "dual", "forest", "messages", "moves", "relink")
 
 
 def _compiled():
