@@ -95,13 +95,6 @@ class Builder:
         state = self.states[operand]
         return self.canon(state) if isinstance(state, Place) else state
 
-    def stays_whole(self, group: Group) -> bool:
-        """Whether nothing is lost if an input over which a loop runs is stored as the loop reads it: it is handed to
-        the next step, or nobody else reads it."""
-        own = [m for m in group.members if m in self.inputs]
-        alone = all(self.reads.get(m, 0) <= 1 for m in own)
-        return group.kind == "input" and (alone or bool(self.trained & set(own))) and self.pinned.isdisjoint(own)
-
     def want(self, source: Operand, consumer: int, slots: tuple[Slot, ...], count: int, **at: Any) -> None:
         """Note what `consumer` needs of `operand`; nothing where its group agrees by construction."""
         state = self.state(source)

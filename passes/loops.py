@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from passes.groups import FREE, SCALAR, Alias, Grouping, Place, State, Want, slots_of
+from passes.groups import FREE, SCALAR, Alias, Group, Grouping, Place, State, Want, slots_of
 from passes.ir import Carry, Control, Literal, Operand, Visit, control_of, region_share
 
 if TYPE_CHECKING:
@@ -71,10 +71,18 @@ def _slice_state(builder: Builder, visit: Visit, operand: int, inside: int) -> S
         return Alias(state.source, state.dims[1:]) if isinstance(state, Alias) else FREE
     group = builder.groups[state.group]
     if state.dims[0] >= 0:
-        if builder.useful(group.limits[state.dims[0]]) and not (shape and builder.stays_whole(group)):
+        if builder.useful(group.limits[state.dims[0]]) and not (shape and _stays_whole(builder, group)):
             return _brought(builder, visit, operand, inside)
         group.limits[state.dims[0]] = 1
     return builder.join(inside, Place(state.group, state.dims[1:])) if shape else SCALAR
+
+
+def _stays_whole(builder: Builder, group: Group) -> bool:
+    """Whether nothing is lost if an input over which a loop runs is stored as the loop reads it: it is handed to the
+    next step, or nobody else reads it."""
+    own = [m for m in group.members if m in builder.inputs]
+    alone = all(builder.reads.get(m, 0) <= 1 for m in own)
+    return group.kind == "input" and (alone or bool(builder.trained & set(own))) and builder.pinned.isdisjoint(own)
 
 
 def _brought(builder: Builder, visit: Visit, operand: int, inside: int) -> State:
