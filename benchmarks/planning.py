@@ -19,9 +19,9 @@ from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import parallelizer as pz  # noqa: E402
-from parallelizer import zoo  # noqa: E402
-from parallelizer.tracer import trace  # noqa: E402
+import parallelizer as pz
+from parallelizer import zoo
+from parallelizer.tracer import trace
 
 SECONDS_MOST = 60.0
 GAP_MOST = 0.01

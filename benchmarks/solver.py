@@ -29,11 +29,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from passes.solve import Problem, Solution, evaluate, read_problem, solve, warm_up  # noqa: E402
-from passes.solve.core import Core, Infeasible  # noqa: E402
-from passes.solve.exact import milp_entries, solve_milp  # noqa: E402
-from passes.solve.overuse import least_peak  # noqa: E402
-from passes.solve.presolve import presolve  # noqa: E402
+from passes.solve import Problem, Solution, evaluate, read_problem, solve, warm_up
+from passes.solve.core import Core, Infeasible
+from passes.solve.exact import milp_entries, solve_milp
+from passes.solve.overuse import least_peak
+from passes.solve.presolve import presolve
 
 # The contest's time limits (on 8 cores) and the best cost any team published.
 CONTEST: dict[str, tuple[float, int]] = {

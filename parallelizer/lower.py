@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jax import lax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from parallelizer import compat
 from parallelizer.islands import Local, before_reductions, finish, run_local
@@ -28,7 +28,7 @@ from passes.ir.sharding import Layout, OpDecision, Sharding, Step, Use
 
 
 def lower(
-    graph: Graph, layout: Layout | None, mesh: Mesh | None, plan: Planner | None = None
+    graph: Graph, layout: Layout | None, mesh: Mesh | AbstractMesh | None, plan: Planner | None = None
 ) -> Callable[..., list[Any]]:
     """The program as a function from input leaves to output leaves.
 
@@ -305,8 +305,10 @@ class _Lowering:
             return lax.optimization_barrier(self.again(self.behind(op, v), source, moved, scope))
         args = []
         for o in op.inputs:
-            repeats = not isinstance(o, Literal) and self.depends(o, source)
-            args.append(self.again(o, source, moved, scope) if repeats else scope.read(o))  # type: ignore[arg-type]
+            if isinstance(o, Literal) or not self.depends(o, source):
+                args.append(scope.read(o))
+            else:
+                args.append(self.again(o, source, moved, scope))
         return compat.bind(op.binding, args, f"pz{op.id}")[op.outputs.index(v)]
 
     def behind(self, barrier: Op, v: int) -> int:

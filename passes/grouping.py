@@ -51,8 +51,8 @@ class Builder:
         self.agreed: dict[int, set[Place]] = {}
 
     # ---- groups ----
-    def new_group(self, kind: str, root: int, limits: list[int], **rest: object) -> Group:
-        group = Group(len(self.groups), kind, root, limits, **rest)  # type: ignore[arg-type]
+    def new_group(self, kind: str, root: int, limits: list[int], **rest: Any) -> Group:
+        group = Group(len(self.groups), kind, root, limits, **rest)
         self.groups[group.id] = group
         return group
 

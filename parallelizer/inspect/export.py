@@ -127,7 +127,7 @@ def _program(plan: Plan, names: list[str]) -> list[str]:
     axes = plan.mesh.sizes
     mesh = AbstractMesh(tuple(axes.values()), tuple(axes), axis_types=(AxisType.Auto,) * len(axes))
     leaves = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in traced.in_avals]
-    jaxpr = jax.make_jaxpr(lower(graph, plan.layout, mesh))(*leaves)  # type: ignore[arg-type]
+    jaxpr = jax.make_jaxpr(lower(graph, plan.layout, mesh))(*leaves)
     sources = {v.op.id: v.op.source for v in walk(graph) if v.op.source is not None}
     module = Module(axes)
     try:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax  # type: ignore[import-untyped]
+import optax
 
 Mask = Callable[[Any], Any] | None
 MATRIX_OPTIMIZERS = ("muon", "shampoo", "soap")
@@ -195,7 +195,7 @@ def _scale_by_shampoo(decay: float, eps: float) -> Any:
 class SoapState(NamedTuple):
     """Per parameter, as matrices: moments and bases of rows and columns, and Adam's moments, the second one rotated."""
 
-    count: jax.Array
+    steps: jax.Array
     moments: Any
     bases: Any
     mu: Any
@@ -214,22 +214,22 @@ def _scale_by_soap(b1: float, b2: float, eps: float) -> Any:
         bases = [_both(identity, m) for m in moments]
         return SoapState(jnp.zeros((), jnp.int32), moments, bases, zeros(params), zeros(params))
 
-    def one(g: jax.Array, moments: Any, bases: Any, mu: Any, nu: Any, count: jax.Array) -> tuple[Any, ...]:
+    def one(g: jax.Array, moments: Any, bases: Any, mu: Any, nu: Any, steps: jax.Array) -> tuple[Any, ...]:
         left, right = bases
         back = _both(_transposed, bases)
         mu = b1 * mu + (1 - b1) * g
         turned, mean = _between(back[0], g, right), _between(back[0], mu, right)
         nu = b2 * nu + (1 - b2) * jnp.square(turned)
-        step = (mean / (1 - b1**count)) / (jnp.sqrt(nu / (1 - b2**count)) + eps)
+        step = (mean / (1 - b1**steps)) / (jnp.sqrt(nu / (1 - b2**steps)) + eps)
         moments = _both(lambda old, now: b2 * old + (1 - b2) * now, moments, _moments(g))
         new = _both(lambda m, q: jnp.linalg.qr(m @ q + eps * q)[0], moments, bases)
         return _between(left, step, back[1]), moments, new, mu, nu
 
     def update(updates: Any, state: SoapState, params: Any = None) -> tuple[Any, SoapState]:
         del params
-        count = state.count + 1
-        rest = (state.moments, state.bases, state.mu, state.nu, [count] * len(state.mu))
-        steps, *new = (list(column) for column in zip(*_each(one, updates, *rest), strict=True))
-        return _like(updates, steps), SoapState(count, *new)
+        steps = state.steps + 1
+        rest = (state.moments, state.bases, state.mu, state.nu, [steps] * len(state.mu))
+        changes, *new = (list(column) for column in zip(*_each(one, updates, *rest), strict=True))
+        return _like(updates, changes), SoapState(steps, *new)
 
     return optax.GradientTransformation(init, update)

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax  # type: ignore[import-untyped]
+import optax
 
 from parallelizer.zoo import images as im
 from parallelizer.zoo import layers as nn

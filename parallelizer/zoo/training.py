@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax  # type: ignore[import-untyped]
+import optax
 
 from parallelizer.zoo import optimizers
 from parallelizer.zoo.model import Step, ZooModel, check_choice, split_options

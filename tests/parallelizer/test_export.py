@@ -138,7 +138,7 @@ def test_an_exported_module_does_what_the_plan_does(
 ) -> None:
     plan, state, batch = plans[name]
     found, came, left, text = ran[name]
-    program = plan.apply().program  # type: ignore[attr-defined]
+    program = plan.apply().program
     compiled = program.lowered().compile(compiler_options=FAST)
     state, batch = jax.device_put((state, batch), program.in_shardings)
     metrics = []

@@ -27,7 +27,7 @@ def _major(fn, *args):
     found = major_dims(graph, visits)
     made = {r: v.op.primitive for v in visits for r in v.op.outputs}
     names = {v: str(i) for i, v in enumerate(graph.inputs)} | made
-    return {names.get(v, "inside a loop"): set(dims) for v, dims in found.items()}
+    return {names[v]: set(dims) for v, dims in found.items()}
 
 
 def test_batch_dimensions_of_products_are_major():
@@ -57,8 +57,11 @@ def test_stacks_of_a_loop_keep_them_behind_the_layers():
         y = jnp.einsum("bqd,bkd->bqk", x, x)
         return jnp.einsum("bqk,bkd->bqd", y, x) @ w, y
 
-    found = _major(lambda x, ws: jax.lax.scan(body, x, ws)[1], shape(4, 32, 16), shape(3, 16, 16))
-    assert found["scan"] == {1}
+    graph, visits = _visits(lambda x, ws: jax.lax.scan(body, x, ws)[1], shape(4, 32, 16), shape(3, 16, 16))
+    found = major_dims(graph, visits)
+    (stack,) = graph.outputs
+    assert graph.values[stack].shape == (3, 4, 32, 32) and found[stack] == {1}
+    assert found[graph.inputs[0]] == {0} and graph.inputs[1] not in found
 
 
 def test_padding_follows_the_order():

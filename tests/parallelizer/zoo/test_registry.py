@@ -173,7 +173,7 @@ def test_options_come_on_top_of_the_models_own() -> None:
     assert (model.config.remat, model.config.layers) == ("dots", 96)
     assert dataclasses.is_dataclass(model)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        model.batch = 1  # type: ignore[misc]
+        model.batch = 1
 
 
 def test_metrics_can_be_left_out() -> None:
