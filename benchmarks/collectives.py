@@ -24,6 +24,7 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_p
 import parallelizer as pz
 from parallelizer import zoo
 from parallelizer.errors import AheadOfTimeError, DoesNotFitError
+from passes.layout import LayoutError
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +118,9 @@ def show(result: Mapping[str, Any]) -> Iterator[str]:
     if "skipped" in result:
         yield f"{result['topology']:8} {result['case']}: not compiled ({result['skipped']})"
         return
+    if "failed" in result:
+        yield f"{result['topology']:8} {result['case']}: FAILED ({result['failed']})"
+        return
     verdict = "ok" if result["ok"] else "DIFFERS"
     ratio = result["compiled_bytes"] / result["predicted_bytes"] if result["predicted_bytes"] else 1.0
     mesh = ", ".join(f"{a}={n}" for a, n in result["mesh"].items())
@@ -145,6 +149,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 results.append(run(case, topology))
             except AheadOfTimeError as error:
                 results.append({"case": str(case), "topology": topology, "skipped": str(error).splitlines()[0]})
+            except LayoutError as error:  # the search ran out of time: the other cases are still worth their run
+                results.append({"case": str(case), "topology": topology, "failed": str(error), "ok": False})
             print("\n".join(show(results[-1])), flush=True)
     ran = [r for r in results if "skipped" not in r]
     ok = bool(ran) and all(r["ok"] for r in ran)
