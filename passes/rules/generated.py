@@ -27,6 +27,12 @@ def keys(view: View) -> Rule:
     return Rule(made.operands, made.results, {}, kind="free")
 
 
+@rule("platform_index")
+def platform_index(view: View) -> Rule:
+    """Which of several implementations this platform takes: a number known when the program is compiled."""
+    return _free(view, 0.0)
+
+
 @rule("random_gamma")
 def random_gamma(view: View) -> Rule:
     """Every element draws until it accepts, with keys that cannot be cut: each device makes all of them."""

@@ -235,6 +235,9 @@ EXAMPLES: Mapping[str, tuple[Maker, ...]] = {
     "iota": (_iota,),
     "empty": (lambda d: ((lambda x: lax.empty((4, 4), "float32") + x), (d.floats(),)),),
     "optimization_barrier": (_barrier,),
+    "platform_index": (
+        lambda d: ((lambda x: lax.platform_dependent(x, cpu=jnp.sin, default=jnp.cos)), (d.floats(*d.shape(2)),)),
+    ),
     "random_bits": (_bits,),
     "random_seed": (lambda d: (jax.random.key, (d.ints(),)),),
     "random_split": (lambda d: ((lambda k: jax.random.split(k, 4)), (_key(d),)),),
