@@ -57,8 +57,8 @@ def test_a_row_that_is_not_looked_up_stays() -> None:
     new, _ = jax.jit(model.step)(state, batch)
     before, after = (np.asarray(s["params"]["tables"]["table_0"]["embedding"]) for s in (state, new))
     seen = set(np.asarray(batch["sparse"][:, 0]).ravel().tolist())
-    for row in range(16):
-        assert (row in seen) != np.array_equal(before[row], after[row])
+    moved = {row for row in range(16) if not np.array_equal(before[row], after[row])}
+    assert moved and moved <= seen and len(seen) < 9
 
 
 def test_the_loss_is_the_mean_of_minus_log_likelihoods() -> None:
