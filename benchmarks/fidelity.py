@@ -188,8 +188,10 @@ def measure(case: Case, topology: str) -> Row:
     audit = compare(plan, read_collectives(text), read_memory(compiled), machine)
     bytes_ok, why = _judge(audit)
     tpu = machine.platform == "tpu"
-    peak = audit.compiled_peak_bytes if audit.memory_judged else None
     cycles = read_cycles(text) if tpu else None
+    if cycles is not None and cycles.copies > 0.1 * cycles.total:
+        why = "; ".join(filter(None, (why, f"{cycles.copies / cycles.total:.0%} of the cycles are copies")))
+    peak = audit.compiled_peak_bytes if audit.memory_judged else None
     estimate_s = cycles.total / CLOCK_HZ[machine.chip.name] if cycles is not None and cycles.total else None
     return Row(
         str(case), topology, mesh, _by_kind(audit),

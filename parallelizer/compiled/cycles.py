@@ -24,12 +24,14 @@ _PRODUCTS = ("dot", "convolution")
 class CompiledCycles:
     """Cycles of one device in one step: of fusions with a product or convolution, and of the others.
 
-    `known` is False where a loop has no constant trip count; it counts once then.
+    `copies` are those of the others that only move an array from one layout to another. `known` is False where a loop
+    has no constant trip count; it counts once then.
     """
 
     products: int
     others: int
     known: bool = True
+    copies: int = 0
 
     @property
     def total(self) -> int:
@@ -46,7 +48,7 @@ def read_cycles(hlo_text: str) -> CompiledCycles:
 
 
 def _of(module: Module, computation: Computation) -> CompiledCycles:
-    products = others = 0
+    products = others = copies = 0
     known = True
     for instruction in computation.instructions.values():
         times = 1
@@ -61,6 +63,7 @@ def _of(module: Module, computation: Computation) -> CompiledCycles:
             if name in module.computations:
                 inner = _of(module, module.computations[name])
                 products, others = products + times * inner.products, others + times * inner.others
+                copies += times * inner.copies
                 known = known and inner.known
         found = _CYCLES.search(instruction.attributes)
         if found is not None and not names:
@@ -68,7 +71,8 @@ def _of(module: Module, computation: Computation) -> CompiledCycles:
                 products += int(found[1])
             else:
                 others += int(found[1])
-    return CompiledCycles(products, others, known)
+                copies += int(found[1]) if instruction.opcode == "copy" else 0
+    return CompiledCycles(products, others, known, copies)
 
 
 def _has_product(module: Module, instruction: Instruction) -> bool:

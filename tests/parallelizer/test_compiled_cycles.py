@@ -38,19 +38,21 @@ ENTRY %main (a: f32[8,8]) -> f32[8,8] {
   %z = s32[] constant(0)
   %init = (s32[], f32[8,8]) tuple(s32[] %z, f32[8,8]{1,0} %n)
   %w = (s32[], f32[8,8]) while((s32[], f32[8,8]) %init), condition=%condition, body=%body, backend_config={KNOWN}
-  ROOT %out = f32[8,8]{1,0} get-tuple-element((s32[], f32[8,8]) %w), index=1
+  %out = f32[8,8]{1,0} get-tuple-element((s32[], f32[8,8]) %w), index=1
+  ROOT %laid = f32[8,8]{0,1} copy(f32[8,8]{1,0} %out), backend_config={"estimated_cycles":"11"}
 }
 """
 
 
 def test_loops_multiply_and_products_are_apart() -> None:
     found = read_cycles(TEXT.replace("{KNOWN}", '{"known_trip_count":{"n":"5"}}'))
-    assert (found.products, found.others, found.total, found.known) == (500, 7, 507, True)
+    assert (found.products, found.others, found.total, found.known) == (500, 18, 518, True)
 
 
 def test_a_loop_of_unknown_length_counts_once_and_says_so() -> None:
     found = read_cycles(TEXT.replace(", backend_config={KNOWN}", ""))
-    assert (found.products, found.others, found.known) == (100, 7, False)
+    assert (found.products, found.others, found.known) == (100, 18, False)
+    assert found.copies == 11
 
 
 def _compiled(topology: str, run: Any, *shapes: tuple[int, ...]) -> str:
