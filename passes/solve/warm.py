@@ -1,4 +1,4 @@
-"""Compiling the hot loops before a deadline runs: about 17 seconds of processor time once per machine, then cached."""
+"""Compiling the hot loops before a deadline runs: about 30 seconds of processor time once per machine, then cached."""
 
 from __future__ import annotations
 
