@@ -48,7 +48,9 @@ def test_filters_are_trained() -> None:
     assert losses[-1] < losses[0] - 0.1
     for part in ("real", "imaginary"):
         a, b = (s["params"]["layers"]["filter"][part] for s in (state, now))
-        assert np.abs(np.asarray(a) - np.asarray(b)).min(axis=(1, 2)).min() > 0
+        moved = np.asarray(a) != np.asarray(b)
+        # The constant and the highest frequency of real numbers have no imaginary part.
+        assert moved[:, 1:-1].mean() > 0.99 and moved[:, [0, -1]].any() == (part == "real")
 
 
 def test_the_flop_formula_counts_the_products_of_the_program() -> None:
