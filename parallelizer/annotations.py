@@ -13,7 +13,7 @@ from typing import Any
 
 from jax.sharding import NamedSharding, PartitionSpec
 
-from parallelizer.annotation_errors import AnnotationError, ContradictionError
+from parallelizer.errors import AnnotationError, ContradictionError
 from parallelizer.moves import from_spec
 from parallelizer.pins import label
 from passes.ir import OPEN, Graph, Op, Sharding, walk

@@ -13,12 +13,16 @@ from typing import Any
 from cost_model.hardware import UnknownChip
 from cost_model.mesh import LogicalMesh, MeshError, logical_mesh
 from cost_model.topology import ImpossibleTopology, Topology, UnknownTopology, known_topologies, parse_topology
-from parallelizer.annotation_errors import AnnotationError, ContradictionError
 from parallelizer.annotations import mesh_of, read_annotations, with_annotations
 from parallelizer.errors import (
+    AnnotationError,
     BadPinError,
+    BadTripsError,
+    ContradictionError,
     MeshSizeError,
     NotDivisibleError,
+    SearchTimeError,
+    UnknownLoopError,
     UnknownPrimitiveError,
     UnknownTopologyError,
 )
@@ -26,12 +30,11 @@ from parallelizer.pins import check_pins, label, pin_axes, read_pins
 from parallelizer.plans import Array, Choice, Collective, Cost, Memory, Plan, Tried
 from parallelizer.register import check_rules
 from parallelizer.relaxations import Asked, does_not_fit
-from parallelizer.rule_errors import BadTripsError, UnknownLoopError
 from parallelizer.tracer import Traced
 from passes.explain import adjacency, reason
 from passes.ir import Graph, Literal, Sharding, walk
 from passes.ir.text import graph_hash
-from passes.layout import Found, MemoryError_, PinError, search_layout
+from passes.layout import Found, MemoryError_, PinError, TimeError, search_layout
 from passes.meshes import AXIS_NAMES, candidate_meshes
 from passes.normalize import drop_dead
 from passes.rules import rule_name
@@ -94,6 +97,8 @@ def make_plan(
     except MemoryError_ as error:
         asked = Asked(graph, legal, meshes_for(topology, None, pin_axes(pinned)), limit, fixed, time_limit_s)
         raise does_not_fit(error, asked) from error
+    except TimeError as error:
+        raise SearchTimeError.of(time_limit_s, time.monotonic() - start) from error
     except PinError as error:
         raise _bad_pin(error, graph, pinned) from error
     unknown = _unknown(best)

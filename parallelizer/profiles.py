@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cost_model.profile import Profile, ProfileError, calibrated, read_profile
 from cost_model.topology import Topology
-from parallelizer.profile_errors import BadProfileError
+from parallelizer.errors import BadProfileError
 from parallelizer.store import write_atomically
 
 VARIABLE = "PARALLELIZER_PROFILE"

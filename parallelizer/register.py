@@ -8,8 +8,8 @@ from typing import Any
 
 import jax
 
+from parallelizer.errors import BadRuleError, DuplicateRuleError
 from parallelizer.islands import Local, run_local
-from parallelizer.rule_errors import BadRuleError, DuplicateRuleError
 from passes.ir import Graph, Op, Sharding, walk
 from passes.rules import Rule, RuleError, View, view_of
 from passes.rules.notation import factor_sizes, read_arrays

@@ -55,6 +55,10 @@ class MemoryError_(LayoutError):
         self.needed_bytes, self.limit_bytes, self.mesh, self.least = needed_bytes, limit_bytes, mesh, least
 
 
+class TimeError(LayoutError):
+    """The time was over before any layout was found."""
+
+
 @dataclass(frozen=True)
 class Found:
     """The best layout on one mesh. `cost_s` is the linear price that was minimised, `bound_s` is below every
@@ -167,9 +171,10 @@ def _leanest(priced: Priced, solution: Solution, time_limit_s: float, seed: int,
     if least is None:
         # A limit that nothing can meet makes the solver say what the least is.
         least = solve(replace(problem, memory_limit=1.0), time_limit_s=time_limit_s / 3, seed=seed).least_over
-    free = solve(replace(problem, memory_limit=None), time_limit_s=time_limit_s / 3, seed=seed)
+    # Without a limit any choice will do, and the first one comes soon: worth waiting for, however little time is left.
+    free = solve(replace(problem, memory_limit=None), time_limit_s=max(20.0, time_limit_s / 3), seed=seed)
     if free.choice is None:
-        raise LayoutError(f"no layout was found on {priced.mesh.sizes} in the time that was left")
+        raise TimeError(f"no layout was found on {priced.mesh.sizes} in the time that was left")
     factors = _ABOVE_LEAST if least is not None else _BELOW_FREE
     least = least if least is not None else free.choice
     peak = evaluate(problem, least).peak_bytes

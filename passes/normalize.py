@@ -1,23 +1,27 @@
-"""Removes what nobody reads, in the open and before anything is counted or priced.
+"""Removes what nobody reads and what undoes itself, in the open and before anything is counted or priced.
 
 A traced gradient step is full of it: forward results of a loss that is only differentiated, residuals that a loop saves
-and no one uses. XLA would drop them too; a cost model that counted them would not know.
+and no one uses, a transpose of a transpose between a product and the sum that its result belongs to. XLA would drop
+them too; a cost model that counted them would not know.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from passes.ir.graph import Graph, Literal, Op, Operand, Region
 
 
 def drop_dead(graph: Graph) -> Graph:
-    """The graph without operations whose results are unused, inside loops as well; what has effects stays.
+    """The graph without operations whose results are unused, inside loops as well; what has effects stays. Two
+    transposes that undo each other are gone too.
 
     Ids of the values and operations that stay are unchanged. Loops lose unused constants, carried values, inputs and
     outputs, branches unused operands and results.
     """
+    ops, same = _without_undone(graph.ops, {})
+    graph = replace(graph, ops=ops, outputs=tuple(_named(o, same) for o in graph.outputs))
     live = _ids(graph.outputs)
     ops = _sweep(graph.ops, live)
     kept = {v for v in _mentioned(ops)} | set(graph.inputs) | _ids(graph.outputs)
@@ -41,6 +45,34 @@ def _mentioned(ops: Sequence[Op]) -> Iterable[int]:
             yield from region.inputs
             yield from _ids(region.outputs)
             yield from _mentioned(region.ops)
+
+
+def _without_undone(ops: Sequence[Op], outer: Mapping[int, int]) -> tuple[tuple[Op, ...], dict[int, int]]:
+    """The operations reading past pairs of transposes that undo each other; which value each stands for."""
+    same = dict(outer)
+    turned: dict[int, tuple[Operand, tuple[int, ...]]] = {}
+    out = []
+    for op in ops:
+        inputs = tuple(_named(o, same) for o in op.inputs)
+        regions = []
+        for region in op.regions:
+            inner, names = _without_undone(region.ops, same)
+            outputs = tuple(_named(o, names) for o in region.outputs)
+            regions.append(replace(region, ops=inner, outputs=outputs))
+        op = replace(op, inputs=inputs, regions=tuple(regions))
+        out.append(op)
+        if op.primitive == "transpose":
+            (operand,), order = op.inputs, tuple(int(d) for d in op.params["permutation"])
+            before = turned.get(operand) if not isinstance(operand, Literal) else None
+            undone = before is not None and all(before[1][d] == i for i, d in enumerate(order))
+            if before is not None and undone and not isinstance(before[0], Literal):
+                same[op.outputs[0]] = before[0]
+            turned[op.outputs[0]] = (operand, order)
+    return tuple(out), same
+
+
+def _named(operand: Operand, same: Mapping[int, int]) -> Operand:
+    return operand if isinstance(operand, Literal) else same.get(operand, operand)
 
 
 def _sweep(ops: Sequence[Op], live: set[int]) -> tuple[Op, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-
 OPEN: tuple[str, ...] = ("*",)
 """In a pin: a dimension that may be cut in any way."""
 

@@ -13,8 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import parallelizer as pz
-from parallelizer.annotation_errors import AnnotationError, ContradictionError
-from parallelizer.errors import NotDivisibleError
+from parallelizer.errors import AnnotationError, ContradictionError, NotDivisibleError
 
 F32 = jnp.float32
 SHAPES = (

@@ -14,7 +14,7 @@ from cost_model.profile import Profile, read_profile
 from cost_model.topology import parse_topology
 from parallelizer import cli, zoo
 from parallelizer.calibrate import Effort, calibrate, text_of
-from parallelizer.profile_errors import BadProfileError
+from parallelizer.errors import BadProfileError
 from parallelizer.profiles import profile_path, save, with_profile
 
 TINY = Effort((32, 128), ("float32", "bfloat16"), 1 << 20, (1 << 10, 1 << 18), False, 0.01)

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import parallelizer as pz
-from parallelizer.rule_errors import BadTripsError, UnknownLoopError
+from parallelizer.errors import BadTripsError, UnknownLoopError
 from passes.ir import walk
 
 RANDOM = np.random.default_rng(0)

@@ -15,8 +15,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 import parallelizer as pz
-from parallelizer.errors import UnknownPrimitiveError
-from parallelizer.rule_errors import BadRuleError, DuplicateRuleError
+from parallelizer.errors import BadRuleError, DuplicateRuleError, UnknownPrimitiveError
 from passes.rules.registry import forget_user
 
 RANDOM = np.random.default_rng(0)

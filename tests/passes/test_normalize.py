@@ -122,3 +122,32 @@ def test_barrier_keeps_only_what_is_read():
         if op.primitive == "optimization_barrier":
             read = {o for v in walk(graph) for o in v.op.inputs if isinstance(o, int)}
             assert set(op.outputs) <= read
+
+
+def test_transposes_that_undo_each_other_are_read_past():
+    def f(x, w):
+        def body(c, _):
+            return (c.T.T @ w).T.T, None
+
+        y = jnp.einsum("ij->ji", jnp.transpose(x, (1, 0)) * 1.0)
+        return jax.lax.scan(body, y, None, length=2)[0], jnp.transpose(x, (1, 0)).T
+
+    args = jnp.arange(6.0).reshape(2, 3), jnp.ones((3, 3))
+    traced = trace(f, args)
+    graph = drop_dead(traced.graph)
+    verify(graph)
+    assert names(traced.graph).count("transpose") == 8
+    assert names(graph).count("transpose") == 2  # other operations are between these
+    assert graph.outputs[1] == graph.inputs[0]
+    for a, b in zip(lower(graph, None, None)(*args), f(*args), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_transposes_that_turn_on_stay():
+    def f(x):
+        return jnp.transpose(jnp.transpose(x, (1, 2, 0)), (1, 2, 0))
+
+    x = jnp.arange(24.0).reshape(2, 3, 4)
+    graph = drop_dead(trace(f, (x,)).graph)
+    assert names(graph) == ["transpose", "transpose"]
+    np.testing.assert_array_equal(lower(graph, None, None)(x)[0], f(x))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Self
 
-from parallelizer.errors import ParallelizerError
+from parallelizer.errors.base import ParallelizerError
 
 
 class BadProfileError(ParallelizerError, ValueError):

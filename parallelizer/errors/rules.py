@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Self
 
-from parallelizer.errors import ParallelizerError
+from parallelizer.errors.base import ParallelizerError
 from parallelizer.wording import nearest, rows_shown
 
 _DOCS = "docs/rules.md shows the notation with examples that run"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any, Self
 
-from parallelizer.errors import ParallelizerError
+from parallelizer.errors.base import ParallelizerError
 
 _IGNORE = 'annotations="ignore" plans the step as if it had none'
 

@@ -1,0 +1,59 @@
+"""Every error a user can meet, in one place."""
+
+from parallelizer.errors.annotations import AnnotationError, ContradictionError
+from parallelizer.errors.base import ParallelizerError
+from parallelizer.errors.pins import (
+    BadPinError,
+    MeshMismatchError,
+    MeshSizeError,
+    NotDivisibleError,
+    UnknownAxisError,
+    UnknownPathError,
+)
+from parallelizer.errors.profiles import BadProfileError
+from parallelizer.errors.rules import BadRuleError, BadTripsError, DuplicateRuleError, UnknownLoopError
+from parallelizer.errors.running import (
+    AheadOfTimeError,
+    CompilationError,
+    PlanFileError,
+    PlanMismatchError,
+    ShapeMismatchError,
+    TooFewDevicesError,
+)
+from parallelizer.errors.search import (
+    DoesNotFitError,
+    NotTraceableError,
+    SearchTimeError,
+    UnknownNameError,
+    UnknownPrimitiveError,
+    UnknownTopologyError,
+)
+
+__all__ = [
+    "AheadOfTimeError",
+    "AnnotationError",
+    "BadPinError",
+    "BadProfileError",
+    "BadRuleError",
+    "BadTripsError",
+    "CompilationError",
+    "ContradictionError",
+    "DoesNotFitError",
+    "DuplicateRuleError",
+    "MeshMismatchError",
+    "MeshSizeError",
+    "NotDivisibleError",
+    "NotTraceableError",
+    "ParallelizerError",
+    "PlanFileError",
+    "PlanMismatchError",
+    "SearchTimeError",
+    "ShapeMismatchError",
+    "TooFewDevicesError",
+    "UnknownAxisError",
+    "UnknownLoopError",
+    "UnknownNameError",
+    "UnknownPathError",
+    "UnknownPrimitiveError",
+    "UnknownTopologyError",
+]
