@@ -12,7 +12,7 @@ INSTALL = $(PIP) install $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) -e
 # The solver's loops are compiled once per machine; here, so that the first plan does not wait for it.
 WARM = $(BIN)/python -c "from passes.solve import warm_up; warm_up()"
 
-.PHONY: demo test test-rules lint bench clean
+.PHONY: demo test test-rules test-full lint bench clean
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/parallelizer demo
@@ -22,7 +22,11 @@ test: lint
 
 # Every rule in every legal assignment of mesh axes, on three drawn examples of each primitive (about ten minutes).
 test-rules: $(VENV)/.test-installed
-	RULES=full $(BIN)/python -m pytest -q -n $(WORKERS) tests/rules
+	TESTS=full $(BIN)/python -m pytest -q -n $(WORKERS) tests/rules
+
+# What `make test` draws from, whole: every rule as above, every model of the zoo on both meshes.
+test-full: lint
+	TESTS=full $(BIN)/python -m pytest -q -n $(WORKERS)
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check .

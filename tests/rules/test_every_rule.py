@@ -17,7 +17,7 @@ from tests.rules.draws import Draw
 from tests.rules.harness import MESHES, cases_of, failures, operations, run_whole
 
 EXAMPLES = {**elementwise.EXAMPLES, **moving.EXAMPLES, **computing.EXAMPLES}
-FULL = os.environ.get("RULES") == "full"
+FULL = os.environ.get("TESTS") == "full"
 ROUNDS = 3 if FULL else 1
 # Assignments per operation and mesh (evenly taken from all, from a random one on), and primitives that are compiled
 # together.

@@ -6,6 +6,7 @@ The tolerances are those of `test_equivalence`, which says why; training runs wi
 from __future__ import annotations
 
 import functools
+import os
 from typing import Any
 
 import jax
@@ -70,8 +71,13 @@ def reference(name: str) -> tuple[Any, Any, list[Any], list[Any]]:
     return model, state, batches, results
 
 
-@pytest.mark.parametrize("mesh", [None, {"x": 2, "y": 4}], ids=["free", "2x4"])
-@pytest.mark.parametrize("name", MODELS)
+# Every model on one of the two by turns; `make test-full` takes both.
+BOTH: tuple[dict[str, int] | None, ...] = (None, {"x": 2, "y": 4})
+FULL = os.environ.get("TESTS") == "full"
+CASES = [(name, mesh) for i, name in enumerate(MODELS) for j, mesh in enumerate(BOTH) if FULL or i % 2 == j]
+
+
+@pytest.mark.parametrize(("name", "mesh"), CASES, ids=[f"{name} {'2x4' if mesh else 'free'}" for name, mesh in CASES])
 def test_three_steps_equal_one_device_and_the_program_is_as_planned(name: str, mesh: dict[str, int] | None) -> None:
     model, state, batches, wanted = reference(name)
     plan = pz.plan(model.step, model.state_shapes(), model.batch_shapes(), topology="cpu:8", mesh=mesh, strict=True)
