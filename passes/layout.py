@@ -21,11 +21,11 @@ from passes.grouping import group_values
 from passes.groups import Group, Place
 from passes.ir import OPEN, Graph, Sharding
 from passes.meshes import possible_cuts
-from passes.price import Priced, Pricer, all_strategies, price
+from passes.price import Priced, Pricer, price
 from passes.program import Program, analyse
 from passes.realize import Realized, realize
 from passes.solve import Solution, evaluate, solve, warm_up
-from passes.strategies import Strategy, enumerate_moves, enumerate_strategies, enumerate_tied
+from passes.strategies import Strategy, all_strategies, enumerate_moves, enumerate_strategies, enumerate_tied
 from passes.timeline import simulate_plan
 
 

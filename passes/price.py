@@ -23,7 +23,7 @@ from passes.memory import Life, reused_outputs
 from passes.program import Program
 from passes.reshard import Dims, Reshards, ReshardTable, combined_s
 from passes.solve import Edge, MemoryItem, Problem
-from passes.strategies import ARRIVING, Strategy, enumerate_strategies, same_choices
+from passes.strategies import ARRIVING, Strategy
 from passes.tiling import stored_bytes
 
 FAMILY = {
@@ -66,6 +66,7 @@ class Pricer:
         self._lists: dict[int, tuple[Strategy, ...]] = {}
         self._stored: dict[object, np.ndarray] = {}
         self._cuts: dict[tuple[int, tuple[Slot, ...]], np.ndarray] = {}
+        self._communication: dict[object, np.ndarray] = {}
         self._matrices: dict[object, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
 
     # ---- single prices ----
@@ -117,7 +118,6 @@ class Pricer:
     def node(self, group: Group, strategies: tuple[Strategy, ...]) -> tuple[np.ndarray, np.ndarray]:
         """(compute, communication) seconds per strategy."""
         compute = np.zeros(len(strategies))
-        communication = np.zeros(len(strategies))
         kept = self.program.lives.values()
         moved: dict[tuple[int, ...], float] = {}
         for v in group.members:
@@ -129,10 +129,24 @@ class Pricer:
             compute += op_time_s(self.chip, 0.0, size / self.cuts(strategies, key), "float32", "elementwise")
         if group.leader is not None and group.rule is not None and group.kind == "op":
             compute += self.leader(group, strategies)
-        for i, s in enumerate(strategies):
-            borders = borders_s(self.graph, group, s, self.sizes, self.collective)
-            communication[i] = self.reductions(group, s) + self.finishes(group, s) + self.shared(group, s) + borders
-        return compute, communication
+        alike = self.alike(group, strategies)
+        if alike not in self._communication:
+            borders = [borders_s(self.graph, group, s, self.sizes, self.collective) for s in strategies]
+            inside = [self.reductions(group, s) + self.finishes(group, s) + self.shared(group, s) for s in strategies]
+            self._communication[alike] = np.add(inside, borders)
+        return compute, self._communication[alike]
+
+    def alike(self, group: Group, strategies: tuple[Strategy, ...]) -> object:
+        """What the communication within a group depends on: layers that repeat are priced once."""
+        if group.rule is not None and group.rule.halos:
+            return group.id  # borders depend on the operation itself
+        values, runs = self.graph.values, group.leader.runs if group.leader is not None else 0.0
+        root = (values[group.root].size_bytes, self.latency_share(group.root, group)) if group.root >= 0 else ()
+        ends = [(f.visit.runs, values[f.result].size_bytes, f.result_dims, f.classes) for f in group.finishes]
+        members = self.shared_members(group)
+        copies = [(id(self.table(v, group)), self.program.runs(v), self.grouping.place(v)) for v in members]
+        forms = tuple((table, count, place.dims) for table, count, place in copies if place is not None)
+        return self.known(strategies), runs, root, tuple(ends), forms
 
     def leader(self, group: Group, strategies: tuple[Strategy, ...]) -> np.ndarray:
         visit, rule = group.leader, group.rule
@@ -370,19 +384,6 @@ def price(
 ) -> Priced:
     """The assignment problem for these strategies per group. To price several, keep one `Pricer`."""
     return Pricer(program, mesh).price(strategies, memory_limit)
-
-
-def all_strategies(program: Program, mesh: LogicalMesh) -> dict[int, tuple[Strategy, ...]]:
-    """Every group's strategies on the mesh. Several readers of one value may share a copy of it."""
-    out = {}
-    known: dict[object, tuple[Strategy, ...]] = {}
-    for g, group in program.grouping.groups.items():
-        shares = any(program.readers.get(v, 0) > 1 for v in group.members)
-        key = (*same_choices(group), shares)
-        if key not in known:
-            known[key] = enumerate_strategies(group, mesh.sizes, shares)
-        out[g] = known[key]
-    return out
 
 
 def _combine(u: int, v: int, parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Edge:

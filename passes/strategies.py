@@ -7,8 +7,10 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from cost_model.mesh import LogicalMesh
 from passes.groups import Group, Slot
 from passes.ir import Reduction
+from passes.program import Program
 
 Axes = tuple[str, ...]
 ARRIVING = "+"  # the pseudo-factor of a sum: axes over which its operands arrive as partial sums
@@ -164,6 +166,19 @@ def _choices(group: Group) -> list[tuple[str | None, int | None]]:
         out += [(f, k) for k in finishes] if rule.reduced.get(f) == "sum" else [(f, None)]
     if group.sums:
         out += [(ARRIVING, k) for k in finishes]
+    return out
+
+
+def all_strategies(program: Program, mesh: LogicalMesh) -> dict[int, tuple[Strategy, ...]]:
+    """Every group's strategies on the mesh. Several readers of one value may share a copy of it."""
+    out = {}
+    known: dict[object, tuple[Strategy, ...]] = {}
+    for g, group in program.grouping.groups.items():
+        shares = any(program.readers.get(v, 0) > 1 for v in group.members)
+        key = (*same_choices(group), shares)
+        if key not in known:
+            known[key] = enumerate_strategies(group, mesh.sizes, shares)
+        out[g] = known[key]
     return out
 
 

@@ -16,9 +16,10 @@ from passes.ir import Sharding
 from passes.layout import MemoryError_, PinError, search_layout, search_on_mesh
 from passes.meshes import candidate_meshes, possible_cuts
 from passes.normalize import drop_dead
-from passes.price import all_strategies, price
+from passes.price import price
 from passes.program import analyse
 from passes.solve import evaluate, solve
+from passes.strategies import all_strategies
 
 F = jnp.float32
 
