@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 from jax import lax
 
-from passes.ir.sharding import Sharding
+if TYPE_CHECKING:
+    from parallelizer.islands import Local
 
 
-class Cut(Protocol):
-    """What of an operation on blocks these programs read (`parallelizer.islands.Local`)."""
-
-    @property
-    def params(self) -> Mapping[str, Any]: ...
-    @property
-    def operands(self) -> tuple[Sharding, ...]: ...
-    @property
-    def results(self) -> tuple[Sharding, ...]: ...
-    @property
-    def sizes(self) -> Mapping[str, int]: ...
-    def bind(self, blocks: Sequence[Any], **changes: Any) -> list[Any]: ...
-
-
-def local_ragged_dot(cut: Cut, blocks: list[Any]) -> list[Any]:
+def local_ragged_dot(cut: Local, blocks: list[Any]) -> list[Any]:
     """The groups of a device's rows have other sizes; a device's groups have their rows brought to the front."""
     numbers = cut.params["ragged_dot_dimension_numbers"]
     lhs, rhs, sizes, *rest = blocks

@@ -4,32 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from passes.ir.sharding import Sharding
 from passes.rules.notation import Border
-from passes.rules.registry import View
 from passes.rules.windows import convolution, convolution_windows, pooling_gradient, pooling_windows, window
 
-
-class Cut(Protocol):
-    """What of an operation on blocks these programs read (`parallelizer.islands.Local`)."""
-
-    @property
-    def params(self) -> Mapping[str, Any]: ...
-    @property
-    def operands(self) -> tuple[Sharding, ...]: ...
-    @property
-    def results(self) -> tuple[Sharding, ...]: ...
-    @property
-    def sizes(self) -> Mapping[str, int]: ...
-    @property
-    def view(self) -> View: ...
-    def bind(self, blocks: Sequence[Any], **changes: Any) -> list[Any]: ...
+if TYPE_CHECKING:
+    from parallelizer.islands import Local
 
 
 def with_border(block: Any, border: Border, axes: tuple[str, ...], sizes: Mapping[str, int], fill: Any) -> Any:
@@ -60,7 +45,7 @@ def _ended(came: Any, outside: Any, fill: Any) -> Any:
     return lax.select(lax.broadcast(outside, came.shape), jnp.full_like(came, fill), came)
 
 
-def _completed(cut: Cut, blocks: list[Any], halos: Sequence[Border], fills: Sequence[Any]) -> list[Any]:
+def _completed(cut: Local, blocks: list[Any], halos: Sequence[Border], fills: Sequence[Any]) -> list[Any]:
     blocks = list(blocks)
     for border in halos:
         axes = cut.operands[border.operand].dims[border.dim]
@@ -70,7 +55,7 @@ def _completed(cut: Cut, blocks: list[Any], halos: Sequence[Border], fills: Sequ
     return blocks
 
 
-def local_convolution(cut: Cut, blocks: list[Any], **changes: Any) -> list[Any]:
+def local_convolution(cut: Local, blocks: list[Any], **changes: Any) -> list[Any]:
     """Padding of a cut dimension is what the neighbours sent, and zeros at the ends of the array."""
     padding = list(cut.params["padding"])
     blocks = _completed(cut, blocks, convolution(cut.view).halos, (None, None))
@@ -98,7 +83,7 @@ def _highest(dtype: Any) -> Any:
     return jnp.inf if jnp.issubdtype(dtype, jnp.inexact) else jnp.iinfo(dtype).max
 
 
-def _trimmed(cut: Cut, blocks: list[Any], windows: Sequence[Any], count: int) -> tuple[list[Any], tuple[Any, ...]]:
+def _trimmed(cut: Local, blocks: list[Any], windows: Sequence[Any], count: int) -> tuple[list[Any], tuple[Any, ...]]:
     """Blocks without what no window reads, and the padding that is left to do."""
     padding = list(cut.params["padding"])
     for d, w in enumerate(windows):
@@ -112,7 +97,7 @@ def _trimmed(cut: Cut, blocks: list[Any], windows: Sequence[Any], count: int) ->
     return blocks, tuple(padding)
 
 
-def local_pooling(cut: Cut, blocks: list[Any]) -> list[Any]:
+def local_pooling(cut: Local, blocks: list[Any]) -> list[Any]:
     """Where the array ends stands what changes no result: the starting value, or what is never picked."""
     dtype = blocks[0].dtype
     primitive = cut.view.primitive
@@ -132,7 +117,7 @@ def local_pooling(cut: Cut, blocks: list[Any]) -> list[Any]:
     return cut.bind(blocks, padding=padding)
 
 
-def local_pooling_gradient(cut: Cut, blocks: list[Any]) -> list[Any]:
+def local_pooling_gradient(cut: Local, blocks: list[Any]) -> list[Any]:
     """Windows that overlap the block are computed whole; of their result the block is kept."""
     picks_high = cut.params["select_prim"].name == "ge"
     dtype = blocks[1].dtype

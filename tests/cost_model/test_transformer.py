@@ -33,7 +33,7 @@ published = _benchmark()
 
 
 def _run(topology: str = "v5e:16x16", model: Decoder = LLAMA_8B, batch: int = 2, **how: object) -> Run:
-    return Run(model, parse_topology(topology), batch, 8192, **how)  # type: ignore[arg-type]
+    return Run(model, parse_topology(topology), batch, 8192, **how)
 
 
 def test_flop_are_those_of_the_zoo() -> None:

@@ -31,7 +31,7 @@ def _mixed_product(d: Draw) -> Example:
     """Operands of few bits with a wide result: bfloat16, int8, fp8."""
     m, k, n = d.shape(3)
     dtype, wide = d.choice((("bfloat16", "float32"), ("int8", "int32"), ("float8_e4m3fn", "float32")))
-    fn = lambda x, y: lax.dot_general(x, y, (((1,), (0,)), ((), ())), preferred_element_type=wide)  # noqa: E731
+    fn = lambda x, y: lax.dot_general(x, y, (((1,), (0,)), ((), ())), preferred_element_type=wide)
     make = (lambda *s: d.ints(*s, low=-8, dtype="int8")) if dtype == "int8" else (lambda *s: d.floats(*s, dtype=dtype))
     return fn, (make(m, k), make(k, n))
 
@@ -59,7 +59,7 @@ def _convolution(gradient: str = "") -> Maker:
         dilation = d.choice((1, 1, 2))
         # Paddings as wide as the kernel are left out: XLA for CPU aborts on gradients of such convolutions.
         padding = d.choice(("SAME", "VALID", "SAME", [((k - 1) // 2,) * 2 for k in kernel]))
-        fn = lambda x, w: lax.conv_general_dilated(  # noqa: E731
+        fn = lambda x, w: lax.conv_general_dilated(
             x, w, strides, padding, rhs_dilation=(dilation,) * ndim, dimension_numbers=_NUMBERS[ndim]
         )
         lengths = {1: (16, 12, 24, 13), 2: (12, 8, 16, 9), 3: (8, 4, 6, 5)}[ndim]
@@ -77,7 +77,7 @@ def _convolution(gradient: str = "") -> Maker:
 def _grouped(gradient: str = "") -> Maker:
     def make(d: Draw) -> Example:
         groups, per, outs = d.size(4, 2, 6), d.size(1, 2), d.size(1, 2)
-        fn = lambda x, w: lax.conv_general_dilated(  # noqa: E731
+        fn = lambda x, w: lax.conv_general_dilated(
             x, w, (1, 1), "SAME", dimension_numbers=_NUMBERS[2], feature_group_count=groups
         )
         args = (_image(d, groups * per), d.floats(3, 3, per, groups * outs))
@@ -93,7 +93,7 @@ def _grouped(gradient: str = "") -> Maker:
 def _transposed(d: Draw) -> Example:
     """The upsampling of a U-Net."""
     ins, outs = d.size(4, 2), d.size(4, 2)
-    fn = lambda x, w: lax.conv_transpose(x, w, (2, 2), "SAME", dimension_numbers=_NUMBERS[2])  # noqa: E731
+    fn = lambda x, w: lax.conv_transpose(x, w, (2, 2), "SAME", dimension_numbers=_NUMBERS[2])
     return fn, (_image(d, ins), d.floats(*d.choice(((2, 2), (3, 3), (4, 4))), ins, outs))
 
 
@@ -101,7 +101,7 @@ def _pool(fn: Callable[..., Any], gradient: bool = False) -> Maker:
     def make(d: Draw) -> Example:
         window, stride = d.choice(((2, 2), (3, 2), (3, 1), (2, 1)))
         padding = d.choice(("SAME", "VALID"))
-        pool = lambda x: fn(x, (1, window, window, 1), (1, stride, stride, 1), padding)  # noqa: E731
+        pool = lambda x: fn(x, (1, window, window, 1), (1, stride, stride, 1), padding)
         x = d.apart(d.size(), d.size(8, 4, 12, 7), d.size(8, 4, 6), d.size(4, 2, 3))
         if not gradient:
             return pool, (x,)
@@ -120,7 +120,7 @@ def _max_pool(x: Any, window: Any, strides: Any, padding: Any) -> Any:
 
 def _second_derivative(d: Draw) -> Example:
     """The forward derivative of max pooling."""
-    pool = lambda x: _max_pool(x, (1, 2), (1, 2), "VALID")  # noqa: E731
+    pool = lambda x: _max_pool(x, (1, 2), (1, 2), "VALID")
     x = d.apart(d.size(), d.size(4, 8, 6))
     return (lambda x, t: jax.jvp(pool, (x,), (t,))[1]), (x, d.floats(*x.shape))
 
@@ -139,7 +139,7 @@ def _reduce(fn: Callable[..., Any], values: str = "floats") -> Maker:
 
 
 def _general_reduce(d: Draw) -> Example:
-    combine = lambda x, y: (x[0] + y[0], jnp.maximum(x[1], y[1]))  # noqa: E731
+    combine = lambda x, y: (x[0] + y[0], jnp.maximum(x[1], y[1]))
     shape = d.shape(3)
     return (lambda x, y: lax.reduce((x, y), (0.0, -9.0), combine, (1,))), (d.floats(*shape), d.floats(*shape))
 
@@ -235,7 +235,7 @@ def _ragged_gradient(which: int) -> Maker:
 def _scaled(d: Draw) -> Example:
     """Eight bits per element and one scale for 32 of them."""
     b, m, n = d.size(2, 1, 4), d.size(), d.size()
-    fn = lambda x, y, s, t: lax.scaled_dot(  # noqa: E731
+    fn = lambda x, y, s, t: lax.scaled_dot(
         x, y, lhs_scale=s, rhs_scale=t, dimension_numbers=(((2,), (2,)), ((0,), (0,))),
         preferred_element_type="float32",
     )  # fmt: skip

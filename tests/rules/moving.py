@@ -148,13 +148,13 @@ def _vmapped_scatter(d: Draw) -> Example:
 
 def _windows_written(d: Draw) -> Example:
     a, n = d.size(4, 6, 8), d.size()
-    fn = lambda x, i: jax.vmap(lambda j: lax.dynamic_slice(x, (j, 0), (2, 3)))(i).sum()  # noqa: E731
+    fn = lambda x, i: jax.vmap(lambda j: lax.dynamic_slice(x, (j, 0), (2, 3)))(i).sum()
     return jax.grad(fn), (d.floats(a, 3), d.ints(n, high=4))
 
 
 def _subtract(d: Draw) -> Example:
     rows, width, n = d.size(), d.size(), d.size()
-    fn = lambda t, i, u: t.at[i].subtract(u) if hasattr(t.at[i], "subtract") else t.at[i].add(-u)  # noqa: E731
+    fn = lambda t, i, u: t.at[i].subtract(u) if hasattr(t.at[i], "subtract") else t.at[i].add(-u)
     return fn, (d.floats(rows, width), d.ints(n, high=rows), d.floats(n, width))
 
 

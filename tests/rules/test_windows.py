@@ -54,7 +54,7 @@ def test_results_that_do_not_lie_with_their_blocks_stay_whole():
 
 
 def test_windows_side_by_side_need_no_neighbour():
-    pool = lambda x: lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")  # noqa: E731
+    pool = lambda x: lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
     rule = _rule(pool, (2, 12, 16, 3))
     assert rule.halos == () and {rule.sizes[f] for f in rule.cuttable()} == {2, 6, 8, 3}
 

@@ -119,7 +119,7 @@ def test_a_border_strategy_that_no_region_fits_goes() -> None:
     memory = (MemoryItem(3, 0, 1, np.array([1, 2, 3, 4])), MemoryItem(4, 0, 1, np.array([4, 1])))
     problem = Problem(
         (*(np.zeros(3, dtype=np.int64),) * 3, np.zeros(4, dtype=np.int64), np.arange(2)), edges, memory, 5
-    )  # type: ignore[arg-type]
+    )
     reduced = presolve(problem)
     choice = reduced.restore(np.zeros(len(reduced.core.costs), dtype=np.int64))
     assert evaluate(problem, choice.tolist()).cost == brute_force(problem)[0] == 4

@@ -112,7 +112,7 @@ def crowded_island(problem: Problem, k: int) -> Problem:
 
 def test_an_infeasible_part_makes_the_whole_infeasible() -> None:
     problem = islands(2, 5, apart=10)
-    squeezed = Problem(problem.node_costs, problem.edges, problem.memory, problem.memory_limit * 0.6)  # type: ignore[operator]
+    squeezed = Problem(problem.node_costs, problem.edges, problem.memory, problem.memory_limit * 0.6)
     found = solve(squeezed, time_limit_s=60)
     assert found.status == "infeasible"
     assert found.over_bytes == found.over_bound_bytes > 0
