@@ -16,6 +16,14 @@ from jax import lax
 
 from parallelizer import compat
 from parallelizer.ragged import local_ragged_dot
+from parallelizer.shifts import (
+    local_dynamic_slice,
+    local_dynamic_update_slice,
+    local_pad,
+    local_roll,
+    local_running,
+    local_slice,
+)
 from parallelizer.windows import local_convolution, local_pooling, local_pooling_gradient
 from passes.ir.graph import Op
 from passes.ir.sharding import Reduction, Sharding
@@ -135,32 +143,6 @@ def _whole_window(local: Local, dim: int, size: int) -> int:
     if size != local.shapes[0][dim]:
         raise ValueError(f"{local.op.primitive}: a part of dimension {dim} is taken, which is cut")
     return local.operand_block(0)[dim]
-
-
-def _slice(local: Local, blocks: list[Any]) -> list[Any]:
-    """A cut dimension is taken in full, or every n-th element of every block."""
-    limits = list(local.params["limit_indices"])
-    strides = local.params["strides"] or (1,) * len(limits)
-    for d, axes in enumerate(local.operands[0].dims):
-        if axes and strides[d] == 1:
-            limits[d] = _whole_window(local, d, limits[d])
-        elif axes:
-            limits[d] = local.operand_block(0)[d]
-    return local.bind(blocks, limit_indices=tuple(limits))
-
-
-def _dynamic_slice(local: Local, blocks: list[Any]) -> list[Any]:
-    sizes = tuple(_whole_window(local, d, n) for d, n in enumerate(local.params["slice_sizes"]))
-    return local.bind(blocks, slice_sizes=sizes)
-
-
-def _pad(local: Local, blocks: list[Any]) -> list[Any]:
-    """Of a cut dimension every element is padded alike."""
-    configs = [tuple(c) for c in local.params["padding_config"]]
-    for d, (low, high, inner) in enumerate(configs):
-        if local.operands[0].dims[d] and (low + high != inner or low < 0 or high < 0):
-            raise ValueError(f"pad: dimension {d} is padded, which is cut")
-    return local.bind(blocks)
 
 
 def _convolution(local: Local, blocks: list[Any]) -> list[Any]:
@@ -302,9 +284,16 @@ _RULES: Mapping[str, Rule] = {
     "broadcast_in_dim": _resized("shape"),
     "reshape": _resized("new_sizes"),
     "iota": _iota,
-    "slice": _slice,
-    "dynamic_slice": _dynamic_slice,
-    "pad": _pad,
+    "slice": local_slice,
+    "dynamic_slice": local_dynamic_slice,
+    "dynamic_update_slice": local_dynamic_update_slice,
+    "pad": local_pad,
+    "roll": local_roll,
+    "cumsum": local_running,
+    "cumprod": local_running,
+    "cummax": local_running,
+    "cummin": local_running,
+    "cumlogsumexp": local_running,
     "conv_general_dilated": _convolution,
     "reduce_window": local_pooling,
     "reduce_window_max": local_pooling,

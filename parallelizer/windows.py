@@ -2,72 +2,51 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from passes.rules.notation import Border
+from parallelizer.neighbours import completed
+from passes.rules.exchanges import Border, Exchange
 from passes.rules.windows import convolution, convolution_windows, pooling_gradient, pooling_windows, window
 
 if TYPE_CHECKING:
     from parallelizer.islands import Local
 
 
-def with_border(block: Any, border: Border, axes: tuple[str, ...], sizes: Mapping[str, int], fill: Any) -> Any:
-    """The block between the last elements of the block before it and the first of the block after it; `fill` stands
-    where the array ends."""
-    # JAX counts the positions along several axes in the mesh's order, whatever order they are named in.
-    among = tuple(a for a in sizes if a in axes)
-    places = np.arange(math.prod(sizes[a] for a in axes)).reshape([sizes[a] for a in among])
-    line = [int(p) for p in places.transpose([among.index(a) for a in axes]).reshape(-1)]
-    up = list(zip(line[:-1], line[1:], strict=True))
-    parts = [block]
-    n = block.shape[border.dim]
-    if border.before:
-        last = lax.slice_in_dim(block, n - border.before, n, axis=border.dim)
-        came = lax.ppermute(last, among, up)
-        parts.insert(0, _ended(came, lax.axis_index(axes) == 0, fill))
-    if border.after:
-        first = lax.slice_in_dim(block, 0, border.after, axis=border.dim)
-        came = lax.ppermute(first, among, [(b, a) for a, b in up])
-        parts.append(_ended(came, lax.axis_index(axes) == len(line) - 1, fill))
-    return lax.concatenate(parts, border.dim) if len(parts) > 1 else block
-
-
-def _ended(came: Any, outside: Any, fill: Any) -> Any:
-    """What came from a neighbour; devices without one have received zeros."""
-    if fill is None:
-        return came
-    return lax.select(lax.broadcast(outside, came.shape), jnp.full_like(came, fill), came)
-
-
-def _completed(cut: Local, blocks: list[Any], halos: Sequence[Border], fills: Sequence[Any]) -> list[Any]:
+def _completed(cut: Local, blocks: list[Any], halos: Sequence[Exchange], fills: Sequence[Any]) -> list[Any]:
+    """Blocks with what their windows read."""
     blocks = list(blocks)
     for border in halos:
         axes = cut.operands[border.operand].dims[border.dim]
-        if axes:
+        if axes and isinstance(border, Border):
             i = border.operand
-            blocks[i] = with_border(blocks[i], border, axes, cut.sizes, fills[i])
+            blocks[i] = completed(blocks[i], border, axes, cut.sizes, fills[i])
     return blocks
 
 
 def local_convolution(cut: Local, blocks: list[Any], **changes: Any) -> list[Any]:
     """Padding of a cut dimension is what the neighbours sent, and zeros at the ends of the array."""
     padding = list(cut.params["padding"])
+    own = {
+        a: w.swapped() if cut.operands[1].dims[b] else w
+        for a, b, _, w in convolution_windows(cut.view)
+        if cut.operands[0].dims[a]
+    }
     blocks = _completed(cut, blocks, convolution(cut.view).halos, (None, None))
-    for t, (a, b, _, w) in enumerate(convolution_windows(cut.view)):
-        if not cut.operands[0].dims[a]:
+    for t, (a, _, _, _) in enumerate(convolution_windows(cut.view)):
+        if a not in own:
             continue
-        own = w.swapped() if cut.operands[1].dims[b] else w
-        if not own.follows():
-            raise ValueError(f"convolution: dimension {a} is cut, its window does not stay with its block")
-        reach = (own.kernel - 1) * own.spread - own.stride - own.low + own.dilation
-        low, high = own.low - own.before * own.dilation, reach - own.after * own.dilation
-        if own.dilation == 1:  # what no window reads is cut off: XLA for CPU fails on some negative paddings
+        w = own[a]
+        if w.drift:
+            padding[t] = (0, 0)
+            continue
+        reach = (w.kernel - 1) * w.spread - w.stride - w.low + w.dilation
+        low, high = w.low - w.before * w.dilation, reach - w.after * w.dilation
+        if w.dilation == 1:  # what no window reads is cut off: XLA for CPU fails on some negative paddings
             n = blocks[0].shape[a]
             blocks[0] = lax.slice_in_dim(blocks[0], max(0, -low), n - max(0, -high), axis=a)
             low, high = max(0, low), max(0, high)
@@ -89,11 +68,13 @@ def _trimmed(cut: Local, blocks: list[Any], windows: Sequence[Any], count: int) 
     for d, w in enumerate(windows):
         if not cut.operands[0].dims[d]:
             continue
+        padding[d] = (0, 0)
+        if w.drift:
+            continue
         n = blocks[0].shape[d]
         start = max(0, -w.low)
         unread = max(0, w.stride + w.low - (w.kernel - 1) * w.spread - 1)
         blocks = [lax.slice_in_dim(b, start, n - unread, axis=d) if i < count else b for i, b in enumerate(blocks)]
-        padding[d] = (0, 0)
     return blocks, tuple(padding)
 
 
@@ -127,7 +108,7 @@ def local_pooling_gradient(cut: Local, blocks: list[Any]) -> list[Any]:
     padding = list(cut.params["padding"])
     start = [0] * len(shape)
     for border in rule.halos:
-        if border.operand == 1 and cut.operands[1].dims[border.dim]:
+        if isinstance(border, Border) and border.operand == 1 and cut.operands[1].dims[border.dim]:
             start[border.dim] = border.before
     for d, axes in enumerate(cut.operands[1].dims):
         if axes:

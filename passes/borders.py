@@ -1,4 +1,4 @@
-"""The borders that neighbours exchange where a dimension with a window is cut: from whom, and how many bytes."""
+"""What devices send each other within an operation (borders, turned positions, totals): between whom, how much."""
 
 from __future__ import annotations
 
@@ -9,21 +9,24 @@ from dataclasses import dataclass
 from passes.groups import Group
 from passes.ir import Graph, Literal, Op, Sharding
 from passes.rules import Rule
+from passes.rules.exchanges import Border, Turn
 from passes.strategies import Strategy
 
 
 @dataclass(frozen=True, slots=True)
 class BorderMove:
-    """One permute: blocks of value `value` (-1 for a constant), which has the sharding `form`, get the elements before
-    (`side` 0) or after (1) them along `dim` from the neighbour along `axes`."""
+    """One collective: blocks of value `value` (-1 for a constant), which has the sharding `form`, send or learn so many
+    elements along `dim` over `axes`; `turn` and `nth` tell apart what is sent of the same block."""
 
+    kind: str
     value: int
     form: Sharding
     dim: int
-    side: int
     axes: tuple[str, ...]
     elements: int
     size_bytes: int
+    turn: int = 0
+    nth: int = 0
 
 
 def border_moves(
@@ -34,28 +37,30 @@ def border_moves(
     forms: dict[int, Sharding] = {}
     blocks: dict[int, list[int]] = {}
     moves = []
-    for border in rule.borders(cut):
-        i, operand = border.operand, op.inputs[border.operand]
+    for exchange in rule.exchanges(cut):
+        i, operand, dim = exchange.operand, op.inputs[exchange.operand], exchange.dim
+        shape = graph.shape_of(operand)
         if i not in blocks:
             forms[i] = Sharding(tuple(strategy.axes_of(d[0]) if d else () for d in rule.operands[i]))
-            blocks[i] = list(forms[i].local_shape(graph.shape_of(operand), sizes))
-        others = math.prod(n for d, n in enumerate(blocks[i]) if d != border.dim)
+            blocks[i] = list(forms[i].local_shape(shape, sizes))
+        others = math.prod(n for d, n in enumerate(blocks[i]) if d != dim)
         value = -1 if isinstance(operand, Literal) else operand
-        axes = strategy.axes_of(border.factor)
-        for side, count in enumerate((border.before, border.after)):
-            if count:
-                elements = count * others
-                size = elements * graph.value_of(operand).itemsize
-                moves.append(BorderMove(value, forms[i], border.dim, side, axes, elements, size))
-        blocks[i][border.dim] += border.before + border.after
+        axes = strategy.axes_of(exchange.factor)
+        pieces = math.prod(sizes[a] for a in axes)
+        turn = exchange.by if isinstance(exchange, Turn) else 0
+        for nth, (kind, count) in enumerate(exchange.messages(pieces, shape[dim])):
+            size = count * others * graph.value_of(operand).itemsize
+            moves.append(BorderMove(kind, value, forms[i], dim, axes, count * others, size, turn, nth))
+        if isinstance(exchange, Border):
+            blocks[i][dim] = exchange.length(pieces, blocks[i][dim])
     return tuple(moves)
 
 
 def borders_s(
     graph: Graph, group: Group, strategy: Strategy, sizes: Mapping[str, int], price_s: Callable[..., float]
 ) -> float:
-    """Seconds that the neighbours' exchange takes in one step; `price_s(kind, axes, size_bytes)` prices one."""
+    """Seconds that these exchanges take in one step; `price_s(kind, axes, size_bytes)` prices one."""
     if group.leader is None or group.rule is None or not group.rule.halos:
         return 0.0
     moves = border_moves(graph, group.leader.op, group.rule, strategy, sizes)
-    return group.leader.count * sum(price_s("permute", m.axes, m.size_bytes) for m in moves)
+    return group.leader.count * sum(price_s(m.kind, m.axes, m.size_bytes) for m in moves)

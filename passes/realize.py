@@ -11,7 +11,7 @@ from passes.borders import BorderMove, border_moves
 from passes.groups import Finish, Group, Place, Want
 from passes.ir import Dims, Layout, Literal, MoveKey, OpDecision, Reduction, Sharding, Step, Use, Visit
 from passes.packing import pack_collectives
-from passes.price import Priced, Pricer
+from passes.price import Priced
 from passes.strategies import ARRIVING, Strategy
 
 _WHY = {
@@ -66,8 +66,7 @@ class _Realizer:
         self.graph = priced.program.graph
         self.grouping = priced.program.grouping
         self.mesh = priced.mesh
-        self.pricer = Pricer(priced.program, priced.mesh)
-        self.pricer.reshards = priced.reshards
+        self.pricer = priced.pricer
         self.chosen = {g: priced.strategies[g][choice[n]] for n, g in enumerate(priced.order)}
         self.position = {v.op.id: i for i, v in enumerate(self.grouping.visits)}
         self.values: dict[int, Sharding] = {}
@@ -242,9 +241,8 @@ class _Realizer:
             if m.form == self.values.get(m.value) and key in self.exchanged:
                 continue
             self.exchanged.add(key)
-            planned = PlannedCollective(
-                "permute", m.axes, m.size_bytes, visit.count, visit.op.id, m.value, "borders of windows", late
-            )
+            why = "borders of windows" if m.kind == "permute" else "totals of blocks"
+            planned = PlannedCollective(m.kind, m.axes, m.size_bytes, visit.count, visit.op.id, m.value, why, late)
             self.found.append((at, planned))
 
     def finish(self, finish: Finish, strategy: Strategy) -> None:

@@ -6,8 +6,9 @@ from __future__ import annotations
 import itertools
 import math
 import operator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
+from passes.rules.exchanges import Border, Turn
 from passes.rules.notation import DimFactors, Rule, letters, rule_of
 from passes.rules.registry import View, rule
 
@@ -140,46 +141,109 @@ def _boundaries(shape: tuple[int, ...]) -> list[int]:
     return list(itertools.accumulate(shape, operator.mul))
 
 
+def _shifting(size: int, out: int) -> bool:
+    """Whether two arrays differ by few elements along a dimension that both can be cut along: then a block of one is a
+    block of the other and a little of its neighbours'."""
+    return size != out and 4 * abs(size - out) <= max(size, out) and math.gcd(size, out) > 1
+
+
+@dataclass(slots=True)
+class _Shift:
+    """A rule in the making, of an operation with one operand and one result of the same rank."""
+
+    source: tuple[int, ...]
+    target: tuple[int, ...]
+    left: list[DimFactors] = field(default_factory=list)
+    right: list[DimFactors] = field(default_factory=list)
+    sizes: dict[str, int] = field(default_factory=dict)
+    reduced: dict[str, str] = field(default_factory=dict)
+    halos: list[Border] = field(default_factory=list)
+    kind: str = "movement"
+
+    def __post_init__(self) -> None:
+        self.left, self.right = [() for _ in self.source], [() for _ in self.target]
+
+    def dim(self, d: int, in_source: int = 1, in_target: int = 1) -> None:
+        """A dimension that passes through, of which either side may have a multiple."""
+        name = f"d{d}"
+        self.sizes[name] = self.source[d] // in_source
+        for dims, times, minor in ((self.left, in_source, f"{name}.s"), (self.right, in_target, f"{name}.p")):
+            dims[d] = (name,) if times == 1 else (name, minor)
+            if times > 1:
+                self.sizes[minor] = times
+                self.kind = "window"
+
+    def shift(self, d: int, low: int) -> None:
+        """The result begins `low` elements before the operand and is about as long."""
+        common = math.gcd(self.source[d], self.target[d])
+        self.dim(d, self.source[d] // common, self.target[d] // common)
+        self.halos.append(Border(f"d{d}", 0, d, low, -low, self.source[d] - self.target[d]))
+        self.kind = "window"
+
+    def rule(self, more_operands: int = 0) -> Rule:
+        found = rule_of(
+            (tuple(self.left), *(() for _ in range(more_operands))), (tuple(self.right),), self.sizes,
+            reduced=self.reduced, kind=self.kind,
+        )  # fmt: skip
+        return replace(found, halos=tuple(self.halos))
+
+
 @rule("slice")
 def slice_(view: View) -> Rule:
-    """Dimensions taken in full pass through; of one taken with a stride that divides it, every block gives its own."""
-    source, target = view.operands[0], view.results[0]
-    strides = view.params.get("strides") or (1,) * len(source)
+    """Dimensions taken in full pass through; of one taken with a stride that divides it, every block gives its own. Of
+    one that loses a few elements blocks are completed by their neighbours; a small part is put together as a sum of
+    what each device holds of it."""
+    made = _Shift(view.operands[0], view.results[0])
+    strides = view.params.get("strides") or (1,) * len(made.source)
     starts = view.params["start_indices"]
-    left: list[DimFactors] = [() for _ in source]
-    right: list[DimFactors] = [() for _ in target]
-    sizes: dict[str, int] = {}
-    for d, (n, m) in enumerate(zip(source, target, strict=True)):
+    for d, (n, m) in enumerate(zip(made.source, made.target, strict=True)):
         if n == m * strides[d] and starts[d] < strides[d]:
-            name = f"d{d}"
-            sizes[name] = m
-            right[d] = (name,)
-            left[d] = (name,) if strides[d] == 1 else (name, f"{name}.s")
-            if strides[d] > 1:
-                sizes[f"{name}.s"] = strides[d]
-    kind = "window" if any(s > 1 for s in strides) else "movement"
-    return rule_of((tuple(left),), (tuple(right),), sizes, kind=kind)
+            made.dim(d, strides[d])
+        elif strides[d] == 1 and _shifting(n, m):
+            made.shift(d, -starts[d])
+        elif strides[d] == 1 and 4 * m <= n and m and _adds_up(view):
+            _part(made, d)
+    return made.rule()
+
+
+def _part(made: _Shift, d: int) -> None:
+    """Of a dimension a part is read that may lie on any device."""
+    made.sizes[f"d{d}"] = made.source[d]
+    made.left[d] = (f"d{d}",)
+    made.reduced[f"d{d}"] = "sum"
+    made.kind = "window"
+
+
+def _adds_up(view: View) -> bool:
+    """Whether elements can be put together as sums in which all addends but one are zero."""
+    return not any(name == "bool" or name.startswith("key") for name in view.operand_dtypes[:1])
 
 
 @rule("pad")
 def pad(view: View) -> Rule:
     """Dimensions that are not padded pass through; where every element gets the same padding beside it (the reverse of
-    taking every n-th) blocks are padded each on their own."""
-    source, target = view.operands[0], view.results[0]
-    left: list[DimFactors] = [() for _ in source]
-    right: list[DimFactors] = [() for _ in target]
-    sizes: dict[str, int] = {}
-    kind = "movement"
+    taking every n-th) blocks are padded each on their own. Where a few elements are added blocks are completed by their
+    neighbours; of an array that is put into a much longer one, each device makes its block."""
+    made = _Shift(view.operands[0], view.results[0])
     for d, (low, _, inner) in enumerate(view.params["padding_config"]):
-        if target[d] == source[d] * (inner + 1) and 0 <= low <= inner:
-            name = f"d{d}"
-            sizes[name] = source[d]
-            left[d] = (name,)
-            right[d] = (name,) if inner == 0 else (name, f"{name}.p")
-            if inner:
-                sizes[f"{name}.p"] = inner + 1
-                kind = "window"
-    return rule_of((tuple(left), ()), (tuple(right),), sizes, kind=kind)
+        n, m = made.source[d], made.target[d]
+        if m == n * (inner + 1) and 0 <= low <= inner:
+            made.dim(d, 1, inner + 1)
+        elif not inner and _shifting(n, m):
+            made.shift(d, int(low))
+        elif not inner and 0 < 4 * n <= m:
+            made.sizes[f"d{d}"] = m
+            made.right[d] = (f"d{d}",)
+            made.kind = "window"
+    return made.rule(more_operands=1)
+
+
+@rule("roll")
+def roll(view: View) -> Rule:
+    """Along the turned dimension blocks are put together from those of other devices."""
+    dim = view.params["dimension"]
+    found = view.along(set(), kind="window")
+    return replace(found, halos=(Turn(found.operands[0][dim][0], 0, dim, view.params["by"]),))
 
 
 @rule("rev")
@@ -217,13 +281,30 @@ def split(view: View) -> Rule:
 
 @rule("dynamic_slice")
 def dynamic_slice(view: View) -> Rule:
-    return view.along({d for d, (a, b) in enumerate(zip(view.operands[0], view.results[0], strict=True)) if a != b})
+    """Dimensions taken in full pass through; one position of a dimension may lie on any device (as for `slice`)."""
+    made = _Shift(view.operands[0], view.results[0])
+    for d, (n, m) in enumerate(zip(made.source, made.target, strict=True)):
+        if n == m:
+            made.dim(d)
+        elif m == 1 and n >= 4 and _adds_up(view):
+            _part(made, d)
+    return made.rule(more_operands=len(view.operands) - 1)
 
 
 @rule("dynamic_update_slice")
 def dynamic_update_slice(view: View) -> Rule:
-    """Operand, update, then scalar starts: dimensions updated in full pass through."""
-    return view.along({d for d, (a, b) in enumerate(zip(view.operands[0], view.operands[1], strict=True)) if a != b})
+    """Operand, update, then scalar starts: dimensions updated in full pass through; one position is written by the
+    device that holds it."""
+    operand, update = view.operands[:2]
+    names = letters(len(operand))
+    alone = [n != m for n, m in zip(operand, update, strict=True)]
+    fixed = {name for name, n, m in zip(names, operand, update, strict=True) if n != m and m != 1}
+    whole = tuple((n,) for n in names)
+    part = tuple(() if other else (n,) for n, other in zip(names, alone, strict=True))
+    rest = tuple(() for _ in view.operands[2:])
+    kind = "window" if any(a and n not in fixed for a, n in zip(alone, names, strict=True)) else "movement"
+    sizes = dict(zip(names, operand, strict=True))
+    return rule_of((whole, part, *rest), (whole,), sizes, fixed=fixed, kind=kind)
 
 
 @rule("optimization_barrier")

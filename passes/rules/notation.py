@@ -17,6 +17,8 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
+from passes.rules.exchanges import Exchange
+
 DimFactors = tuple[str, ...]
 
 
@@ -27,18 +29,6 @@ class RuleError(ValueError):
 # Kinds whose blocks are computed by a local program; the others are left to the compiler's own partitioning, which
 # moves nothing for them.
 LOCAL_KINDS = frozenset({"contraction", "reduction", "indexing", "window", "lines", "local"})
-
-
-@dataclass(frozen=True, slots=True)
-class Border:
-    """What a block needs of its neighbours when `factor` is cut: so many elements of operand `operand` before and after
-    the block along `dim`."""
-
-    factor: str
-    operand: int
-    dim: int
-    before: int
-    after: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +43,7 @@ class Rule:
     "movement" | "indexing" | "window" | "lines" (whole lines or matrices are computed at once, for which compilers have
     no partitioning) | "local" (a user's rule: the operation itself computes the blocks) | "free" (generated in place in
     any sharding) | "opaque" (unknown: everything whole).
-    halos: what blocks need of their neighbours when a factor is cut.
+    halos: what blocks need of each other when a factor is cut.
     """
 
     operands: tuple[tuple[DimFactors, ...], ...]
@@ -64,29 +54,28 @@ class Rule:
     indexed: frozenset[str] = frozenset()
     flop: float = 0.0
     kind: str = "movement"
-    halos: tuple[Border, ...] = ()
+    halos: tuple[Exchange, ...] = ()
 
     @property
     def local(self) -> bool:
         """Whether a cut operation runs as a local program."""
         return self.kind in LOCAL_KINDS
 
-    def borders(self, cut: Collection[str]) -> tuple[Border, ...]:
-        """What blocks need of their neighbours when these factors are cut."""
-        return tuple(b for b in self.halos if b.factor in cut)
+    def exchanges(self, cut: Collection[str]) -> tuple[Exchange, ...]:
+        """What blocks need of each other when these factors are cut."""
+        return tuple(h for h in self.halos if h.factor in cut)
 
     def fits(self, factor: str, pieces: int) -> bool:
-        """Whether a factor may be cut in so many pieces: without remainder, and no block smaller than its border."""
+        """Whether a factor may be cut in so many pieces: without remainder, and with all that a block needs at hand."""
         if self.sizes[factor] % pieces:
             return False
         if pieces == 1:
             return True
-        for b in self.halos:
-            if b.factor == factor:
-                block = math.prod(self.sizes[f] for f in self.operands[b.operand][b.dim]) // pieces
-                if max(b.before, b.after) > block:
-                    return False
-        return True
+        return all(h.fits(pieces, self.length(h.operand, h.dim)) for h in self.halos if h.factor == factor)
+
+    def length(self, operand: int, dim: int) -> int:
+        """Elements along a dimension of an operand that factors describe."""
+        return math.prod(self.sizes[f] for f in self.operands[operand][dim])
 
     def cuttable(self) -> tuple[str, ...]:
         """Factors that an axis may be assigned to: the major factor of every dimension where it occurs, size above

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+from passes.rules.exchanges import Totals
 from passes.rules.notation import Rule, letters, rule_of
 from passes.rules.registry import View, rule
 
@@ -51,7 +53,10 @@ def arg(view: View) -> Rule:
 
 @rule("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")
 def cumulative(view: View) -> Rule:
-    return view.along({view.params["axis"]}, flop=float(view.result_elements), kind="lines")
+    """Where the dimension is cut every block runs on its own, and what the blocks before it came to is added."""
+    found = view.along(set(), flop=float(view.result_elements), kind="lines")
+    axis = view.params["axis"]
+    return replace(found, halos=(Totals(found.operands[0][axis][0], 0, axis),))
 
 
 @rule("sort")

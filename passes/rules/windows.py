@@ -2,7 +2,8 @@
 
 A dimension with a window may be cut where blocks of the result need about the blocks of the operand: where positions of
 the operand, counted with its dilation, are as many as those of the result, counted with the stride ("SAME" padding and
-its like, pooling by windows side by side). What a window reads beyond a block is a border of the neighbours' blocks.
+its like, pooling by windows side by side), or nearly so ("VALID" padding, where both can be cut in equal blocks). What
+a window reads beyond a block is a border of the neighbours' blocks.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from passes.rules.notation import Border, DimFactors, Rule
+from passes.rules.exchanges import Border
+from passes.rules.notation import DimFactors, Rule
 from passes.rules.registry import View, rule
 
 
@@ -39,6 +41,11 @@ class _Parts:
             self.arrays[array][dim] = (name,) if times == 1 else (name, minor)
             if times > 1:
                 self.sizes[minor] = times
+
+    def border(self, border: Border) -> None:
+        """What blocks need of their neighbours, if it is anything."""
+        if border.before or border.after or border.drift:
+            self.halos.append(border)
 
     def rule(self, operands: int, flop: float, kind: str) -> Rule:
         arrays = tuple(tuple(a) for a in self.arrays)
@@ -85,6 +92,26 @@ class Window:
         """Whether blocks of the result lie where the operand's blocks lie."""
         return self.size * self.dilation == self.out * self.stride
 
+    @property
+    def drift(self) -> int:
+        """Positions that the operand has beyond those that the result stands for, counted with the dilation."""
+        return self.size * self.dilation - self.out * self.stride
+
+    def near(self) -> bool:
+        """Whether blocks of the result lie not far from the operand's, so that borders complete them."""
+        return self.dilation == 1 and 4 * abs(self.drift) <= self.size and math.gcd(self.size, self.out) > 1
+
+    def border(self, factor: str, operand: int, dim: int) -> Border:
+        """What blocks along this dimension need of their neighbours."""
+        if not self.drift:
+            return Border(factor, operand, dim, self.before, self.after)
+        after = (self.kernel - 1) * self.spread - self.stride - self.low + 1
+        return Border(factor, operand, dim, self.low, after, self.drift)
+
+    def reach(self, out: int) -> int:
+        """Positions that a block of `out` results reads."""
+        return (out - 1) * self.stride + (self.kernel - 1) * self.spread + 1
+
     def swapped(self) -> Window:
         """The same sum with the parts of window and result exchanged: how the gradient of a kernel is computed, whose
         window is as long as the image and whose result is as long as the kernel."""
@@ -105,6 +132,20 @@ def convolution_windows(view: View) -> list[tuple[int, int, int, Window]]:
         )  # fmt: skip
         found.append((a, b, c, window))
     return found
+
+
+def _out_of_step(parts: _Parts, name: str, window: Window, a: int, b: int, c: int) -> None:
+    """A dimension whose blocks lie nearly where the other array's blocks lie ("VALID" padding): borders grow or shrink
+    along the mesh axis."""
+    if window.near():
+        common = math.gcd(window.size, window.out)
+        parts.along(name, common, (0, a, window.size // common), (2, c, window.out // common))
+        parts.border(window.border(name, 0, a))
+    elif window.swapped().near():
+        common = math.gcd(window.size, window.kernel)
+        parts.along(name, common, (0, a, window.size // common), (1, b, window.kernel // common))
+        parts.reduced[name] = "sum"
+        parts.border(window.swapped().border(name, 0, a))
 
 
 @rule("conv_general_dilated")
@@ -139,17 +180,15 @@ def convolution(view: View) -> Rule:
             common = math.gcd(window.stride, window.dilation)
             times = window.stride // common
             parts.along(name, window.size // times, (0, a, times), (2, c, window.dilation // common))
-            border = window
+            parts.border(window.border(name, 0, a))
         elif window.swapped().follows():
             common = math.gcd(window.spread, window.dilation)
             times = window.spread // common
             parts.along(name, window.size // times, (0, a, times), (1, b, window.dilation // common))
             parts.reduced[name] = "sum"
-            border = window.swapped()
+            parts.border(window.swapped().border(name, 0, a))
         else:
-            continue
-        if border.before or border.after:
-            parts.halos.append(Border(name, 0, a, border.before, border.after))
+            _out_of_step(parts, name, window, a, b, c)
     return parts.rule(2, flop, "contraction")
 
 
@@ -172,13 +211,14 @@ def window(view: View) -> Rule:
     count = sum(1 for s in view.operands if s)
     results = range(len(view.operands), len(view.operands) + len(view.results))
     for d, w in enumerate(pooling_windows(view, view.operands[0], view.results[0])):
-        if w.dilation > 1 or not w.follows():
+        if w.dilation > 1 or not (w.follows() or w.near()):
             continue
         name = f"d{d}"
-        operands = [(i, d, w.stride) for i in range(count)]
-        parts.along(name, w.out, *operands, *((i, d, 1) for i in results))
-        if w.before or w.after:
-            parts.halos += [Border(name, i, d, w.before, w.after) for i in range(count)]
+        size = w.out if w.follows() else math.gcd(w.size, w.out)
+        operands = [(i, d, w.size // size) for i in range(count)]
+        parts.along(name, size, *operands, *((i, d, w.out // size) for i in results))
+        for i in range(count):
+            parts.border(w.border(name, i, d))
     flop = float(view.result_elements * (math.prod(view.params["window_dimensions"]) - 1))
     return parts.rule(len(view.operands), flop, "window")
 

@@ -90,6 +90,23 @@ def _grouped(gradient: str = "") -> Maker:
     return make
 
 
+def _valid(gradient: str = "") -> Maker:
+    """Without padding a result is a few lines shorter than its operand, and both can be cut."""
+
+    def make(d: Draw) -> Example:
+        size, kernel, stride = d.choice(((20, 5, 1), (24, 3, 1), (28, 5, 1), (24, 9, 1), (42, 4, 2), (40, 10, 2)))
+        ins, outs = d.size(4, 2, 3, 1), d.size(2, 4, 3, 1)
+        fn = lambda x, w: lax.conv_general_dilated(x, w, (stride,), "VALID", dimension_numbers=_NUMBERS[1])
+        args = (d.floats(d.size(2, 1, 3), size, ins), d.floats(kernel, ins, outs))
+        if not gradient:
+            return fn, args
+        which = 0 if gradient == "image" else 1
+        cotangent = d.floats(*jax.eval_shape(fn, *args).shape)
+        return (lambda x, w, g: jax.vjp(fn, x, w)[1](g)[which]), (*args, cotangent)
+
+    return make
+
+
 def _transposed(d: Draw) -> Example:
     """The upsampling of a U-Net."""
     ins, outs = d.size(4, 2), d.size(4, 2)
@@ -102,7 +119,7 @@ def _pool(fn: Callable[..., Any], gradient: bool = False) -> Maker:
         window, stride = d.choice(((2, 2), (3, 2), (3, 1), (2, 1)))
         padding = d.choice(("SAME", "VALID"))
         pool = lambda x: fn(x, (1, window, window, 1), (1, stride, stride, 1), padding)
-        x = d.apart(d.size(), d.size(8, 4, 12, 7), d.size(8, 4, 6), d.size(4, 2, 3))
+        x = d.apart(d.size(), d.size(8, 4, 12, 7, 18), d.size(8, 4, 6, 16), d.size(4, 2, 3))
         if not gradient:
             return pool, (x,)
         return (lambda x, g: jax.vjp(pool, x)[1](g)[0]), (x, d.floats(*jax.eval_shape(pool, x).shape))
@@ -253,7 +270,7 @@ EXAMPLES: Mapping[str, tuple[Maker, ...]] = {
     "dot_general": (_product, _gradient_product, _mixed_product, _complex_product),
     "conv_general_dilated": (
         _convolution(), _convolution("image"), _convolution("kernel"), _grouped(), _grouped("image"),
-        _grouped("kernel"), _transposed,
+        _grouped("kernel"), _transposed, _valid(), _valid("image"), _valid("kernel"),
     ),
     "ragged_dot_general": (_ragged, _ragged_gradient(0), _ragged_gradient(1)),
     "reduce_window_sum": (_pool(_window(0.0, lax.add)),),

@@ -125,7 +125,7 @@ def predicted(case: Case) -> dict[str, int]:
         if r.dim is not None:
             size //= _product(case.sizes, r.axes)
     for move in border_moves(alone.graph, alone.op, alone.rule, strategy, case.sizes):
-        out["permute"] = out.get("permute", 0) + move.elements
+        out[move.kind] = out.get(move.kind, 0) + move.elements
     return out
 
 

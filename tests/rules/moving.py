@@ -59,6 +59,25 @@ def _slice(d: Draw) -> Example:
     return (lambda x: lax.slice(x, (1, start), (a - 1, n), (1, stride))), (d.floats(a, n),)
 
 
+def _shorter(d: Draw) -> Example:
+    """A few elements of a dimension are left out, and what is left can be cut too; of another one a small part is
+    taken, from anywhere."""
+    a, lost, first = d.size(16, 8, 12, 20), d.choice((2, 4)), d.choice((0, 1, 2))
+    b, count = d.size(8, 12, 4), d.choice((1, 2))
+    count = min(count, b // 4)
+    start = d.choice(range(b - count))
+    dtype = d.choice(("float32", "int32"))
+    return (lambda x: lax.slice(x, (first, start), (first + a - lost, start + count))), (d.floats(a, b).astype(dtype),)
+
+
+def _longer(d: Draw) -> Example:
+    """A few elements are added to a dimension, before or after it; another one becomes a small part of a long one."""
+    a, more, first = d.size(8, 12, 16, 6), d.choice((2, 4)), d.choice((0, 1, 2))
+    b, low, high = d.choice((1, 2)), d.choice((0, 3, 5)), d.choice((9, 7, 6))
+    config = ((first, more - first, 0), (low, high, 0))
+    return (lambda x: lax.pad(x, 0.5, config)), (d.floats(a, b),)
+
+
 def _pad(d: Draw) -> Example:
     a, b = d.shape(2)
     low, high, inner = d.choice(((1, 2, 0), (0, 0, 1), (0, 0, 0), (-1, 1, 0) if b > 1 else (1, 1, 0), (0, 1, 1)))
@@ -68,6 +87,12 @@ def _pad(d: Draw) -> Example:
 def _dynamic_slice(d: Draw) -> Example:
     a, b, c = d.size(4, 6, 8), d.size(), d.size()
     return (lambda x, i: lax.dynamic_slice(x, (i, 0, 0), (2, b, c))), (d.floats(a, b, c), d.ints(high=4))
+
+
+def _one_position(d: Draw) -> Example:
+    """One position of a dimension is read, or the nearest one that there is."""
+    a, b = d.size(4, 6, 8, 12), d.size()
+    return (lambda x, i: lax.dynamic_slice(x, (0, i), (b, 1))), (d.floats(b, a), d.ints(low=-1, high=a + 2))
 
 
 def _dynamic_update(d: Draw) -> Example:
@@ -213,15 +238,15 @@ EXAMPLES: Mapping[str, tuple[Maker, ...]] = {
     "transpose": (_transpose,),
     "reshape": (_reshape, _reshape),
     "squeeze": (_squeeze,),
-    "slice": (_slice,),
-    "pad": (_pad,),
+    "slice": (_slice, _shorter),
+    "pad": (_pad, _longer),
     "rev": (_along(lambda x, axis: lax.rev(x, (axis,))),),
     "concatenate": (_concatenate,),
     "split": (_split,),
     "stack": (_stack,),
     "unstack": (_along(lambda x, axis: jnp.unstack(x, axis=axis)),),
     "tile": (_tile,),
-    "dynamic_slice": (_dynamic_slice, _element),
+    "dynamic_slice": (_dynamic_slice, _element, _one_position),
     "dynamic_update_slice": (_dynamic_update,),
     "gather": (
         _rows("fill"), _rows("clip"), _rows("promise_in_bounds"), _pick, _vmapped_rows, _windows_read, _two_indices,
