@@ -51,6 +51,7 @@ def plan(
     time_limit_s: float = 60.0,
     loop_trips: int | Mapping[str, int] | None = None,
     annotations: Literal["keep", "ignore"] = "keep",
+    mode: Literal["search", "propagate"] = "search",
     **kwargs: Any,
 ) -> Plan:
     """Find how one training step is cut over a machine. Needs shapes, not devices.
@@ -62,7 +63,8 @@ def plan(
     sharding rule. `time_limit_s` bounds the search. `loop_trips` says how often loops run that the program does not
     count (`while_loop`): one number, or one by the function or "file.py:line" that they are written in; else they count
     as often as their condition allows, or once. `annotations` in the step (`with_sharding_constraint`, a nested `jit`'s
-    shardings) are kept as pins, on the mesh that they name unless `mesh` says otherwise, or ignored.
+    shardings) are kept as pins, on the mesh that they name unless `mesh` says otherwise, or ignored. `mode="propagate"`
+    completes pins and annotations as XLA would, without a search, and warns where that alone forces arrays to move.
 
     Raises the errors of `parallelizer.errors`; nothing is changed or run.
     """
@@ -76,7 +78,7 @@ def plan(
         "topology": topology, "mesh": mesh, "memory_bytes": memory_bytes, "pins": pins, "strict": strict,
         "donate_argnums": donate_argnums, "static_argnums": static_argnums, "static_argnames": static_argnames,
         "devices": devices, "time_limit_s": time_limit_s, "loop_trips": loop_trips,
-        "annotations": annotations,
+        "annotations": annotations, "mode": mode,
     }  # fmt: skip
     return planned(fn, args, kwargs, options)
 
@@ -107,14 +109,15 @@ def planned(
     traced = traced_call(fn, args, kwargs, *traced_with.values())
     mesh, pins = options.get("mesh"), options.get("pins") or {}
     rest = (options.get("memory_bytes"), options.get("pins"), options.get("strict", False))
-    limits = options.get("time_limit_s", 60.0), options.get("loop_trips"), options.get("annotations", "keep")
+    limits = options.get("time_limit_s", 60.0), options.get("loop_trips")
+    rules = options.get("annotations", "keep"), options.get("mode", "search")
     made: Plan | None = None
     if before is not None:
         with contextlib.suppress(ParallelizerError):  # then the state is moved at the first call with other shapes
             state = kept_shardings(before, traced)
-            made = make_plan(traced, machine, before.mesh.sizes, rest[0], {**state, **pins}, rest[2], *limits)
+            made = make_plan(traced, machine, before.mesh.sizes, rest[0], {**state, **pins}, rest[2], *limits, *rules)
     if made is None:
-        made = make_plan(traced, machine, mesh, *rest, *limits)
+        made = make_plan(traced, machine, mesh, *rest, *limits, *rules)
     if limits[1] is not None:
         traced_with["loop_trips"] = limits[1]
     return replace(made, devices=present, nnx=adapted is not None, options=traced_with)
@@ -171,9 +174,9 @@ def parallelize(fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     """Decorator: plan `fn` at its first call for the devices at hand, then run the plan.
 
     Used plain (`@pz.parallelize`) or with the options of `plan` (`topology=`, `devices=`, `mesh=`, `memory_bytes=`,
-    `pins=`, `strict=`, `loop_trips=`, `annotations=`, `donate_argnums=`, `static_argnums=`, `static_argnames=`). One
-    program is kept per shape signature. `.plan` is the plan last used; `.__wrapped__` the undecorated function, which
-    keeps working whatever happens here.
+    `pins=`, `strict=`, `loop_trips=`, `annotations=`, `mode=`, `donate_argnums=`, `static_argnums=`,
+    `static_argnames=`). One program is kept per shape signature. `.plan` is the plan last used; `.__wrapped__` the
+    undecorated function, which keeps working whatever happens here.
     """
     if fn is None:
         return functools.partial(parallelize, **options)
@@ -185,7 +188,7 @@ class Parallelized:
 
     _KNOWN = (
         "topology", "mesh", "memory_bytes", "pins", "strict", "donate_argnums", "static_argnums", "static_argnames",
-        "devices", "time_limit_s", "loop_trips", "annotations",
+        "devices", "time_limit_s", "loop_trips", "annotations", "mode",
     )  # fmt: skip
 
     def __init__(self, fn: Callable[..., Any], options: Mapping[str, Any]) -> None:

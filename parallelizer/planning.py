@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,14 +14,16 @@ from typing import Any
 from cost_model.hardware import UnknownChip
 from cost_model.mesh import LogicalMesh, MeshError, logical_mesh
 from cost_model.topology import ImpossibleTopology, Topology, UnknownTopology, known_topologies, parse_topology
-from parallelizer.annotations import mesh_of, read_annotations, with_annotations
+from parallelizer.annotations import Annotations, mesh_of, read_annotations, with_annotations
 from parallelizer.errors import (
     AnnotationError,
     BadPinError,
     BadTripsError,
     ContradictionError,
     MeshSizeError,
+    ModeError,
     NotDivisibleError,
+    ReshardWarning,
     SearchTimeError,
     UnknownLoopError,
     UnknownPrimitiveError,
@@ -28,6 +31,7 @@ from parallelizer.errors import (
 )
 from parallelizer.pins import check_pins, label, pin_axes, read_pins
 from parallelizer.plans import Array, Choice, Collective, Cost, Memory, Plan, Tried
+from parallelizer.propagation import MODES, complete, told, warning_text
 from parallelizer.register import check_rules
 from parallelizer.relaxations import Asked, does_not_fit
 from parallelizer.tracer import Traced
@@ -37,6 +41,7 @@ from passes.ir.text import graph_hash
 from passes.layout import Found, MemoryError_, PinError, TimeError, search_layout
 from passes.meshes import AXIS_NAMES, candidate_meshes
 from passes.normalize import drop_dead
+from passes.propagate import Propagated
 from passes.rules import rule_name
 from passes.trips import Loop, TripError, hinted
 
@@ -73,25 +78,34 @@ def make_plan(
     time_limit_s: float = 60.0,
     loop_trips: int | Mapping[str, int] | None = None,
     annotations: str = "keep",
+    mode: str = "search",
 ) -> Plan:
-    """Search and report. Raises the errors of bad pins, annotations, meshes, memory, registered rules, loop_trips and
-    (strict) unknown operations."""
+    """Search (or propagate) and report. Raises the errors of bad pins, annotations, meshes, memory, registered rules,
+    loop_trips, modes and (strict) unknown operations."""
     start = time.monotonic()
+    if mode not in MODES:
+        raise ModeError.of_mode(mode, MODES)
     graph, loops = with_trips(drop_dead(traced.graph), loop_trips)
     check_rules(graph)
     pinned = read_pins(pins or {}, graph)
     if annotations not in ("keep", "ignore"):
         raise AnnotationError.of_option(annotations)
+    noted = Annotations({}, {})
     if annotations == "keep":
         noted = read_annotations(graph)
         pinned = with_annotations(pinned, noted, graph)
         mesh = mesh_of(noted, mesh, topology.name, topology.num_devices)
+    if mode == "propagate" and mesh is None:
+        raise ModeError.of_mesh(topology.name, topology.num_devices)
     meshes = meshes_for(topology, mesh, pin_axes(pinned))
     legal = [m for m in meshes if _legal(pinned, graph, m)]
     if not legal:
         check_pins(pinned, graph, meshes[0].sizes)
     limit = int(memory_bytes if memory_bytes is not None else topology.chip.memory_bytes)
     fixed = {v: s for v, (_, s) in pinned.items()}
+    propagated = None
+    if mode == "propagate":
+        propagated, fixed = complete(graph, legal[0], pinned, noted.pins)
     try:
         best, found = search_layout(graph, legal, limit, fixed, time_limit_s)
     except MemoryError_ as error:
@@ -105,7 +119,22 @@ def make_plan(
     if strict and unknown:
         raise UnknownPrimitiveError.of(unknown)
     plan = _report(traced, graph, topology, best, found, limit, pinned, unknown, time.monotonic() - start)
+    if propagated is not None:
+        plan = _propagated(plan, best, propagated)
     return replace(plan, loops=loops)
+
+
+def _propagated(plan: Plan, best: Found, propagated: Propagated) -> Plan:
+    """The plan with what propagation did; warns of reshards that nobody asked for."""
+    assert plan.graph is not None
+    said = told(plan.graph, best, propagated, _names(plan.graph, best))
+    if said.forced:
+        warnings.warn(warning_text(said.forced), ReshardWarning, stacklevel=4)
+    choices = tuple(
+        c if c.reason == "pinned" else replace(c, reason="propagated" if c.sharding.axes else "not reached")
+        for c in plan.choices
+    )
+    return replace(plan, mode="propagate", propagation=said, choices=choices)
 
 
 def with_trips(graph: Graph, loop_trips: int | Mapping[str, int] | None) -> tuple[Graph, tuple[Loop, ...]]:

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec
 from cost_model.mesh import LogicalMesh
 from parallelizer.errors import ParallelizerError
 from parallelizer.moves import to_spec
+from parallelizer.propagation import Propagation
 from parallelizer.tracer import Traced
 from passes.ir import Graph, Layout, Sharding
 from passes.layout import Found
@@ -114,8 +115,9 @@ class Plan:
     `bound` is a lower bound on `objective_s`, the linear price (nothing overlapped) that the search minimises on this
     mesh, and `gap` the share of it by which the plan may be improvable: 0 is proven best. `cost` is the simulated step.
     `options` are the static and donated arguments that the function was traced with, `nnx` whether it takes nnx
-    objects, `loops` what loops of unknown length were taken to run. `live` and `traced` are there when the plan was
-    made in this process; a loaded plan gets them from `apply` or `compile`.
+    objects, `loops` what loops of unknown length were taken to run, `mode` whether shardings were searched or
+    propagated (`propagation` then says how). `live` and `traced` are there when the plan was made in this process; a
+    loaded plan gets them from `apply` or `compile`.
     """
 
     function: str
@@ -147,6 +149,8 @@ class Plan:
     nnx: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     loops: tuple[Loop, ...] = ()
+    mode: str = "search"
+    propagation: Propagation | None = None
 
     # ---- shardings ----
     @property

@@ -1,19 +1,20 @@
-"""Finds the strategies that agree with propagated shardings, so that what is left to decide is how, not where.
+"""Turns propagated shardings into pins that the search can keep, so that what is left to decide is how, not where.
 
-Every group keeps the strategies under which its values are cut as propagation says. Where no strategy gives that (a
-plan cuts evenly, and keeps whole what an operation needs whole), those that come closest by bytes are kept, and what
-they differ in is told.
+Every group is pinned to the way of cutting it that agrees with propagation. Where nothing legal gives that (a plan cuts
+evenly, and keeps whole what an operation needs whole), the closest by bytes is taken, and what it differs in is told.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from passes.groups import Group
-from passes.ir import Dims, Graph, Sharding
+from passes.groups import Group, Place
+from passes.ir import OPEN, Dims, Graph, Sharding
 from passes.program import Program
-from passes.strategies import Strategy
+from passes.strategies import enumerate_strategies, same_choices
+
+_Wanted = Mapping[tuple[tuple[int, ...], Dims], int]  # (classes per dimension, axes per dimension) -> bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,39 +26,43 @@ class Departure:
     planned: Sharding
 
 
-def agreeing(
-    program: Program, strategies: Mapping[int, tuple[Strategy, ...]], completed: Mapping[int, Sharding]
-) -> dict[int, tuple[Strategy, ...]]:
-    """Per group the strategies closest to the propagated shardings: most bytes exactly so, then most dimensions."""
-    out = {}
-    for g, options in strategies.items():
-        wanted = _wanted(program, program.grouping.groups[g], completed)
+def completing(
+    program: Program, sizes: Mapping[str, int], completed: Mapping[int, Sharding], pins: Mapping[int, Sharding]
+) -> dict[int, Sharding]:
+    """Pins that hold every group to its propagated sharding, as far as a plan can have it, and to `pins` in any case.
+
+    A group that the pins alone leave no way to cut is left out: the search says what is wrong with them.
+    """
+    out: dict[int, Sharding] = {}
+    known: dict[object, tuple[Dims, ...]] = {}
+    held: dict[int, list[tuple[Place, Sharding]]] = {}
+    for v, sharding in pins.items():
+        place = program.grouping.place(v)
+        if place is not None:
+            held.setdefault(place.group, []).append((place, sharding))
+    for g, group in program.grouping.groups.items():
+        wanted = _wanted(program, group, completed)
         if not wanted:
-            out[g] = options
             continue
-        scores: dict[tuple[tuple[str, ...], ...], tuple[int, int]] = {}
-        for s in options:
-            if s.classes not in scores:
-                scores[s.classes] = _score(s.classes, wanted)
-        best = max(scores[s.classes] for s in options)
-        out[g] = tuple(s for s in options if scores[s.classes] == best)
+        key = same_choices(group)
+        if key not in known:
+            known[key] = tuple(dict.fromkeys(s.classes for s in enumerate_strategies(group, sizes, False)))
+        options = [c for c in known[key] if all(_keeps(c, place, pin) for place, pin in held.get(g, ()))]
+        if options:
+            best = max(options, key=lambda c: _score(c, wanted))
+            out.update(_pins(program, group, best))
     return out
 
 
-def departures(graph: Graph, values: Mapping[int, Sharding], completed: Mapping[int, Sharding]) -> list[Departure]:
+def departures(graph: Graph, values: Mapping[int, Sharding], completed: Mapping[int, Sharding]) -> Iterator[Departure]:
     """Planned shardings that differ from propagated ones, in the order of values."""
-    return [
-        Departure(v, completed[v], made)
-        for v, made in sorted(values.items())
-        if v in completed and graph.values[v].shape and completed[v].dims != made.dims
-    ]
-
-
-_Wanted = dict[tuple[tuple[int, ...], Dims], int]  # (classes per dimension, axes per dimension) -> bytes
+    for v, made in sorted(values.items()):
+        if v in completed and graph.values[v].shape and completed[v].dims != made.dims:
+            yield Departure(v, completed[v], made)
 
 
 def _wanted(program: Program, group: Group, completed: Mapping[int, Sharding]) -> _Wanted:
-    out: _Wanted = {}
+    out: dict[tuple[tuple[int, ...], Dims], int] = {}
     for v in group.members:
         place = program.grouping.place(v)
         if place is not None and v in completed:
@@ -66,10 +71,30 @@ def _wanted(program: Program, group: Group, completed: Mapping[int, Sharding]) -
     return out
 
 
-def _score(classes: tuple[tuple[str, ...], ...], wanted: _Wanted) -> tuple[int, int]:
+def _score(classes: Dims, wanted: _Wanted) -> tuple[int, int, int]:
+    """Bytes cut exactly as wanted; bytes times dimensions; and, all else equal, fewer axes."""
     exact = close = 0
     for (places, dims), size in wanted.items():
-        right = sum((classes[c] if c >= 0 else ()) == axes for c, axes in zip(places, dims, strict=True))
+        right = sum(on == axes for on, axes in zip(_form(classes, places), dims, strict=True))
         exact += size * (right == len(dims))
         close += size * right
-    return exact, close
+    return exact, close, -sum(map(len, classes))
+
+
+def _form(classes: Dims, places: Iterable[int]) -> Dims:
+    return tuple(classes[c] if c >= 0 else () for c in places)
+
+
+def _keeps(classes: Dims, place: Place, pin: Sharding) -> bool:
+    return all(want in (OPEN, on) for want, on in zip(pin.dims, _form(classes, place.dims), strict=True))
+
+
+def _pins(program: Program, group: Group, classes: Dims) -> Iterator[tuple[int, Sharding]]:
+    """Pins of a group's arguments, and of as many other members as it takes to fix every class."""
+    left = set(range(len(classes)))
+    arguments = [v for v in group.members if v in program.graph.inputs]
+    for v in (*arguments, *(v for v in group.members if v not in arguments)):
+        place = program.grouping.place(v)
+        if place is not None and (v in arguments or left & set(place.dims)):
+            yield v, Sharding(_form(classes, place.dims))
+            left -= set(place.dims)

@@ -1,6 +1,6 @@
 """Every error a user can meet, in one place."""
 
-from parallelizer.errors.annotations import AnnotationError, ContradictionError
+from parallelizer.errors.annotations import AnnotationError, ContradictionError, ModeError, ReshardWarning
 from parallelizer.errors.base import ParallelizerError
 from parallelizer.errors.pins import (
     BadPinError,
@@ -42,11 +42,13 @@ __all__ = [
     "DuplicateRuleError",
     "MeshMismatchError",
     "MeshSizeError",
+    "ModeError",
     "NotDivisibleError",
     "NotTraceableError",
     "ParallelizerError",
     "PlanFileError",
     "PlanMismatchError",
+    "ReshardWarning",
     "SearchTimeError",
     "ShapeMismatchError",
     "TooFewDevicesError",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any, Self
 
 from parallelizer.errors.base import ParallelizerError
+from parallelizer.wording import nearest
 
 _IGNORE = 'annotations="ignore" plans the step as if it had none'
 
@@ -75,3 +76,38 @@ class ContradictionError(ParallelizerError, ValueError):
             ("drop one of the two", _IGNORE),
             {"names": [a, b], "asked_by": [by_a, by_b], "shardings": [str(form_a), str(form_b)]},
         )
+
+
+class ModeError(ParallelizerError, ValueError):
+    """`mode=` is not known, or lacks what it needs."""
+
+    @classmethod
+    def of_mode(cls, given: object, known: Sequence[str]) -> Self:
+        """`mode=` is none of those known."""
+        close = nearest(str(given), known, 1)
+        return cls(
+            f"mode={given!r} is not known",
+            f"mode={given!r}",
+            (f"known modes: {', '.join(map(repr, known))}",),
+            (*(f"did you mean mode={c!r}?" for c in close), *(f"mode={k!r}" for k in known if k not in close)),
+            {"mode": repr(given), "known": list(known)},
+        )
+
+    @classmethod
+    def of_mesh(cls, topology: str, devices: int) -> Self:
+        """`mode="propagate"` without a mesh: neither `mesh=` nor an annotation says one."""
+        return cls(
+            "mode='propagate' completes annotations on their mesh, and nothing says which mesh that is",
+            "mode='propagate'",
+            (f"no annotation of the step names a mesh, and {topology} can be arranged in many ways",),
+            (
+                f"say it: mesh={{'data': {devices}}}, or several axes whose sizes multiply to {devices}",
+                "annotate the step (jax.lax.with_sharding_constraint), or give arguments with shardings",
+                "mode='search' finds mesh and shardings",
+            ),
+            {"topology": topology, "devices": devices},
+        )
+
+
+class ReshardWarning(UserWarning):
+    """`mode="propagate"` found shardings that meet and differ: arrays move although no annotation asks for it."""

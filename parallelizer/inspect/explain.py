@@ -151,10 +151,13 @@ class _Answer:
 
 
 def _reason(plan: Plan, array: Array, choice: Choice, exact: bool) -> list[str]:
-    answer = (exact and _priced_anew(plan, array, choice)) or _Answer(
+    searched = exact and plan.mode == "search"
+    answer = (searched and _priced_anew(plan, array, choice)) or _Answer(
         choice.reason, choice.runner_up, choice.extra_s, False
     )
     lines = [_row("why", reason_text(answer.kind, plan.memory.limit_bytes))]
+    if plan.propagation is not None:
+        lines += [_row("", way) for way in plan.propagation.ways.get(array.path, ())]
     if answer.kind == "pinned":
         for pattern, spec in plan.pins.items():
             if any(_ends_with(p, pattern) or _matches(p, pattern) or p == pattern for p in choice.arrays):

@@ -200,6 +200,8 @@ def _search(plan: Plan) -> list[RenderableType]:
     for t in tried[:_MESHES]:
         chosen = dict(t.mesh) == plan.mesh.sizes
         note = f"chosen; no layout below {time_text(plan.bound)}, {certificate(plan)}" if chosen else ""
+        if plan.mode == "propagate":
+            note = "the annotations' mesh"
         if t.status != "optimal":
             note = "; ".join(n for n in (note, "not searched to the end") if n)
         against = "-" if chosen else change_text(plan.objective_s, t.cost_s)
@@ -216,6 +218,15 @@ def _warnings(plan: Plan) -> list[RenderableType]:
         for pattern, spec in plan.pins.items():
             rows.add_row(pattern, spec)
         out += ["", "PINNED BY THE USER", rows]
+    if plan.propagation is not None and plan.propagation.forced:
+        rows = table("price", "kind", "axes", "times", "array", "your line", right=("price", "times"))
+        for f in plan.propagation.forced[:_COLLECTIVES]:
+            times = f"{f.count} x {bytes_text(f.size_bytes)}"
+            line = short_source(f.source) or "-"
+            rows.add_row(
+                time_text(f.time_s), kind_text(f.kind), "*".join(f.axes), times, broken(f.array, _NARROW), line
+            )
+        out += ["", "RESHARDS THAT PROPAGATION FORCES: no annotation asks for them", rows]
     if plan.unknown:
         rows = table("operation", "times", "first at", right=("times",))
         for name, count, where in plan.unknown:

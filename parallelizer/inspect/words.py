@@ -88,6 +88,8 @@ def type_text(array: Array) -> str:
 
 def certificate(plan: Plan) -> str:
     """What the lower bound proves, in a clause."""
+    if plan.mode == "propagate":
+        return "propagated from annotations, not searched"
     if plan.gap == 0:
         return "proven best for this mesh (gap 0 %)"
     return f"at most {percent(plan.gap, 1)} could still be gained on this mesh (gap {percent(plan.gap, 1)})"
@@ -97,6 +99,8 @@ def reason_text(kind: str, limit_bytes: int) -> str:
     """A reason in words; the runner-up has words of its own."""
     return {
         "pinned": "pinned by the user",
+        "propagated": "propagated from the user's annotations",
+        "not reached": "whole: propagation brings no annotation to it",
         "only legal": "the only legal way to cut it on this mesh",
         "cheapest": "the cheapest way to cut it",
         "tied": "tied: another way costs the same",
