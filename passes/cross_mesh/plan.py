@@ -1,0 +1,169 @@
+"""From (shape, dtype, two placements, topology) to a plan of who sends what to whom in which order, and its bound."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cost_model.machine import Topology
+from passes.cross_mesh import flows
+from passes.cross_mesh.bound import Bound, lower_bound
+from passes.cross_mesh.order import Turn, turns
+from passes.cross_mesh.routes import Hop, Style, routes
+from passes.cross_mesh.tiles import Atom, Box, Placement, atoms
+from passes.cross_mesh.wiring import wiring
+
+MOST_PIECES = 20_000
+"""Pieces in all that a plan is cut into; more would cost more time to plan than they save in the transfer."""
+STYLES = (
+    Style(),
+    Style(gather=False),
+    Style(ways=2),
+    Style(ways=4),
+    Style(shape="tree"),
+    Style(shape="star"),
+    Style(once=False),
+    Style(once=False, shape="star"),
+)
+"""Ways to send, tried in this order until one meets the bound."""
+_ENOUGH = 1.002  # makespan over bound at which no finer pieces are tried
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """One device sends the block `box` of the array to another, in `pieces`, between `start_s` and `end_s`.
+
+    `after` is the task that brought the block to the sender (-1: it holds it), `network` whether it leaves the node.
+    """
+
+    id: int
+    sender: int
+    receiver: int
+    box: Box
+    size_bytes: int
+    pieces: int
+    after: int
+    network: bool
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """The plan of one transfer: `sends` in the order in which they start.
+
+    `makespan_s` is simulated, `bound` certified; `size_bytes` of the whole array, `moved_bytes` the sum of all sends.
+    """
+
+    shape: tuple[int, ...]
+    itemsize: int
+    source: Placement
+    destination: Placement
+    topology: Topology
+    sends: tuple[Send, ...]
+    loads: tuple[flows.Load, ...]
+    rounds: int
+    makespan_s: float
+    bound: Bound
+
+    @property
+    def ratio(self) -> float:
+        """Simulated makespan over the bound; 1.0 when nothing moves."""
+        return self.makespan_s / self.bound.time_s if self.bound.time_s > 0 else 1.0
+
+    @property
+    def size_bytes(self) -> int:
+        return math.prod(self.shape) * self.itemsize
+
+    @property
+    def moved_bytes(self) -> int:
+        return sum(s.size_bytes for s in self.sends)
+
+
+def plan_move(
+    shape: tuple[int, ...],
+    itemsize: int,
+    source: Placement,
+    destination: Placement,
+    topology: Topology,
+    devices_per_card: int | None = None,
+) -> Move:
+    """Plan to move an array of `shape` and `itemsize` bytes per element; device indices are the topology's.
+
+    All of STYLES are tried, and pieces from coarse to fine while finer ones help; the shortest simulated makespan wins. Raises BadPlacement and BadCards.
+    """
+    source.check(shape)
+    destination.check(shape)
+    wires = wiring(topology, devices_per_card)
+    blocks = atoms(shape, source, destination)
+    bound = lower_bound(blocks, itemsize, wires)
+    best: tuple[flows.Clock, int, tuple[Hop, ...]] | None = None
+    seen: set[tuple[Hop, ...]] = set()
+    for style in STYLES:
+        if style.ways > 1 and all(dim.kind != "torus" for dim in topology.dims):
+            continue
+        hops = routes(blocks, itemsize, wires, style)
+        if hops in seen:
+            continue
+        seen.add(hops)
+        clock, rounds = _timed(hops, topology, bound.time_s)
+        if best is None or clock.makespan_s < best[0].makespan_s * (1 - 1e-9):
+            best = (clock, rounds, hops)
+        if best[0].makespan_s <= bound.time_s * _ENOUGH:
+            break
+    assert best is not None
+    clock, rounds, hops = best
+    sends = _sends(hops, blocks, clock, rounds, wires.islands)
+    return Move(
+        shape, itemsize, source, destination, topology, sends, clock.loads, rounds, clock.makespan_s, bound
+    )  # fmt: skip
+
+
+def _timed(hops: Sequence[Hop], topology: Topology, bound_s: float) -> tuple[flows.Clock, int]:
+    """The best number of rounds: 1, 4, 16, ... until two have not helped or the pieces are too many."""
+    seconds = flows.hop_seconds(hops, topology)
+    order = turns(hops, seconds)
+    deepest = max((h.depth for h in hops), default=0)
+    most = MOST_PIECES // max(1, len(order)) if deepest or _shared_ways(hops) else 1
+    best: tuple[flows.Clock, int] | None = None
+    rounds, worse = 1, 0
+    while True:
+        clock = flows.run(hops, order, seconds, rounds, _lag(hops, order, seconds, rounds), topology)
+        if best is None or clock.makespan_s < best[0].makespan_s:
+            best, worse = (clock, rounds), 0
+        else:
+            worse += 1
+        if worse == 2 or rounds >= most or best[0].makespan_s <= bound_s * _ENOUGH:
+            return best
+        rounds = min(most, rounds * 4)
+
+
+def _shared_ways(hops: Sequence[Hop]) -> bool:
+    return any(len(h.path.resources) > 2 for h in hops)
+
+
+def _lag(hops: Sequence[Hop], order: Sequence[Turn], seconds: Sequence[float], rounds: int) -> int:
+    """Rounds by which handing on follows receiving: one, and as many as the latency lasts."""
+    latency = max((h.path.latency_s for h in hops), default=0.0)
+    load: dict[object, float] = {}
+    for t in order:
+        for r in hops[t.hop].path.resources:
+            load[r] = load.get(r, 0.0) + (t.stop - t.start) * seconds[t.hop] / rounds
+    most = max(load.values(), default=0.0)
+    return 1 + (min(rounds, math.ceil(latency / most)) if most > 0 else 0)
+
+
+def _sends(
+    hops: Sequence[Hop], blocks: Sequence[Atom], clock: flows.Clock, rounds: int, islands: Sequence[int]
+) -> tuple[Send, ...]:
+    order = sorted(hops, key=lambda h: (clock.starts_s[h.id], h.depth, h.id))
+    number = {h.id: i for i, h in enumerate(order)}
+    return tuple(
+        Send(
+            number[h.id], h.sender, h.receiver, blocks[h.atom].cut(h.low, h.high), h.size_bytes, rounds,
+            number.get(h.parent, -1), islands[h.sender] != islands[h.receiver],
+            clock.starts_s[h.id], clock.ends_s[h.id],
+        )
+        for h in order
+    )  # fmt: skip
