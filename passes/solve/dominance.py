@@ -16,6 +16,8 @@ from .workspace import Workspace
 
 # Entries compared per node; beyond, the search would cost more than it saves.
 _ENTRIES = 4_000_000
+# Means are rounded: a pair is given up only when it is worse by more than this share of the largest costs.
+_MARGIN = 1e-9
 
 
 def drop_beaten(work: Workspace, nodes: Iterable[int]) -> None:
@@ -46,9 +48,35 @@ def _beaten(work: Workspace, u: int) -> np.ndarray:
     if sum(part.shape[0] * part.size for part, _ in parts) > _ENTRIES:
         return np.arange(size)
     # Small tables first: what they rule out, the large ones need not compare.
-    for part, where in sorted(parts, key=lambda p: p[0].shape[0] * p[0].size):
-        add_excess(np.ascontiguousarray(part), where, worse)
+    parts.sort(key=lambda p: p[0].shape[0] * p[0].size)
+    tables = [(np.ascontiguousarray(part), where) for part, where in parts]
+    means = [row_means(part)[where] for part, where in tables]
+    rest = np.sum(means, axis=0) if means else np.zeros(size)
+    margin = _MARGIN * (_largest(cost) + sum(map(_largest, means)))
+    for (part, where), mean in zip(tables, means, strict=True):
+        add_excess(part, where, worse, rest, margin)
+        rest = rest - mean
     return winners(worse)
+
+
+def _largest(values: np.ndarray) -> float:
+    return max(float(values.max()), -float(values.min()))
+
+
+@njit(cache=True, nogil=True)
+def row_means(part: np.ndarray) -> np.ndarray:
+    """[rows]: the mean over the columns that no row forbids, NaN (not known) if there are none."""
+    rows, cols = part.shape
+    total, count = np.zeros(rows), 0
+    for c in range(cols):
+        common = True
+        for r in range(rows):
+            common &= part[r, c] < np.inf
+        if common:
+            count += 1
+            for r in range(rows):
+                total[r] += part[r, c]
+    return total / count if count else np.full(rows, np.nan)
 
 
 @njit(cache=True, nogil=True)
@@ -72,17 +100,22 @@ def begin(cost: np.ndarray, usage: np.ndarray, worse: np.ndarray) -> bool:
 
 
 @njit(cache=True, nogil=True)
-def add_excess(part: np.ndarray, where: np.ndarray, worse: np.ndarray) -> None:
+def add_excess(part: np.ndarray, where: np.ndarray, worse: np.ndarray, rest: np.ndarray, margin: float) -> None:
     """Add to `worse` how much j's row of `part` [rows, cols] exceeds i's, at most over the columns.
 
     Strategies take the rows `where`. A column impossible for both says nothing; where none says anything, the other end
-    has no partner at all, and nothing is worse.
+    has no partner at all, and nothing is worse. `rest` [strategies] are the means of this table and those to come:
+    the largest excess over the columns is at least the mean one, so a pair that stays worse by more than `margin` by
+    them is given up.
     """
     rows, cols = part.shape
     table = np.full((rows, rows), np.nan)  # filled where a pair of strategies that is still open asks
     for i in range(where.size):
         for j in range(where.size):
             if worse[i, j] == np.inf:
+                continue
+            if worse[i, j] + rest[j] - rest[i] > margin:  # never where a mean is not known
+                worse[i, j] = np.inf
                 continue
             r, s = where[i], where[j]
             if np.isnan(table[r, s]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -17,8 +17,8 @@ from .effort import Effort, effort_for
 from .exact import milp_entries, solve_milp
 from .flat import Flat, flatten
 from .messages import cost_of, usage_of
-from .parts import Joint, Part, split
-from .presolve import Presolved
+from .parts import Joint, Part, PartBest, split
+from .presolve import Presolved, reduce_further
 from .problem import Problem, evaluate
 from .search import Walker, learn, new_walker, take_over, walk
 
@@ -29,6 +29,10 @@ _SLICE = 8
 _PATIENCE = 50
 # Turns of the ascent that give every part of a core a first bound.
 _GLANCE = 30
+# Of the time that is left, what may go into solving without memory where it seems not to matter.
+_RELAXED_SHARE = 0.3
+# A search stops where its best forbids this share of the strategies.
+_CUT_NOW = 0.75
 # Moves between meetings of the walkers.
 _BLOCK = 100
 
@@ -87,6 +91,7 @@ class Engine:
     proved: bool = False
     presolve_s: float = 0.0
     check_s: float = 0.0
+    relaxed: bool = False
 
     def run(self, reduced: Presolved, start: np.ndarray | None) -> None:
         """Raises `Infeasible` when it is certain that nothing feasible exists. `start`: a core choice to begin from."""
@@ -210,11 +215,15 @@ class _Level:
         engine, f = self.engine, self.f
         effort = effort_for(f.cost.size)
         self._ascend(effort.turns)
+        if f.room.size and not self.dual.price.any() and not engine.relaxed:
+            self._without_memory()
         self.walkers = self._new_walkers()
         moves, branches = effort.moves, effort.branches
         while not engine.late():
-            self._search(moves)
-            smaller = self._cut(effort)
+            bound, forced = forced_costs(f, self.dual)
+            self._bound(bound, "dual")
+            self._search(moves, forced)
+            smaller = self._cut(effort, bound, forced)
             if smaller is not None:
                 return smaller
             if engine.late():
@@ -228,6 +237,25 @@ class _Level:
             self._challenge(moves, effort.elites)
             moves, branches = moves * 2, branches * 2
         return None
+
+    def _without_memory(self) -> None:
+        """Where no row has a price memory may not matter: solve the core without it, which presolve reduces much
+        further. The bound holds, and a choice that fits is the best there is (then raises `Infeasible`).
+        """
+        engine = self.engine
+        engine.relaxed = True
+        bare = replace(self.core, items=(), room=np.zeros(0), row_ids=np.zeros(0, dtype=np.int64))
+        reduced = reduce_further(bare, bare.costs, [e.matrix for e in bare.edges])
+        best = PartBest(bare, lambda stage: None, cost=engine.best.cost)
+        now = time.monotonic()
+        until = now + _RELAXED_SHARE * (engine.deadline - now)
+        inner = Engine(best, until, engine.seed, 1, presolve_s=engine.presolve_s)
+        inner.run(reduced, None)
+        engine.best.raise_bound(min(best.bound, best.cost), "without memory")
+        if best.choice is not None and (self.core.usage(best.choice) <= self.core.room).all():
+            engine._offer(self.core, best.choice, "without memory")
+            if inner.proved:
+                raise Infeasible
 
     def _ceiling(self) -> float:
         return self.engine.ceiling(self.core, self.f)
@@ -295,8 +323,11 @@ class _Level:
             for i in range(self.engine.workers)
         ]
 
-    def _search(self, moves: int) -> None:
-        """Walk, and offer what is better; checking a large choice takes long, so not after every block."""
+    def _search(self, moves: int, forced: np.ndarray | None = None) -> None:
+        """Walk, and offer what is better; checking a large choice takes long, so not after every block.
+
+        Stops early when the best, beside the bounds `forced` [s], leaves so little that it is better cut first.
+        """
         offered = self.walkers[0].key
         checked = time.monotonic()
         while moves > 0 and not self.engine.late():
@@ -310,16 +341,17 @@ class _Level:
                 offered = best.key
                 checked = time.monotonic()
                 self.engine.check_s = checked - now
+                if forced is not None and np.count_nonzero(forced > self._ceiling()) > _CUT_NOW * forced.size:
+                    return
 
-    def _cut(self, effort: Effort) -> Presolved | None:
-        bound, forced = forced_costs(self.f, self.dual)
-        self._bound(bound, "dual")
+    def _cut(self, effort: Effort, bound: float, forced: np.ndarray) -> Presolved | None:
         ceiling = self._ceiling()
         if bound > ceiling:
             raise Infeasible
         if np.count_nonzero(forced > ceiling) < effort.cut_share * forced.size:
             return None
-        if time.monotonic() + 3 * self.engine.presolve_s > self.engine.deadline:
+        left = np.count_nonzero(forced <= ceiling) / forced.size
+        if time.monotonic() + 3 * self.engine.presolve_s * left > self.engine.deadline:
             return None  # presolving again might not end in time, and what is left is better spent on search
         return cut(self.core, self.f, forced, ceiling)
 

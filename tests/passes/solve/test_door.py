@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -194,3 +195,26 @@ def test_without_proof_the_same_seed_makes_the_same_steps(workers: int) -> None:
 def test_contradictions_are_refused(make: object) -> None:
     with pytest.raises(ProblemError):
         make()
+
+
+def frustrated(seed: int) -> Problem:
+    """Ten nodes of four strategies, all joined: no message passing is tight on it. Memory at one time, no limit."""
+    rng = np.random.default_rng(seed)
+    costs = tuple(rng.integers(0, 20, 4) for _ in range(10))
+    edges = tuple(Edge(u, v, rng.integers(0, 30, (4, 4))) for u in range(10) for v in range(u))
+    return Problem(costs, edges, tuple(MemoryItem(u, 0, 1, rng.integers(0, 9, 4)) for u in range(10)))
+
+
+def test_memory_that_seems_not_to_matter_is_left_out_first() -> None:
+    tried = 0
+    for seed in range(3):
+        problem = frustrated(seed)
+        free = solve(problem)
+        assert free.choice is not None
+        peak = evaluate(problem, free.choice).peak_bytes
+        roomy, tight = (solve(replace(problem, memory_limit=peak + more)) for more in (5, -1))
+        assert (roomy.status, roomy.cost) == ("optimal", free.cost)
+        assert tight.status == "optimal" and tight.cost >= free.cost
+        assert tight.choice is not None and evaluate(problem, tight.choice).peak_bytes < peak
+        tried += any(step.stage == "without memory" for step in roomy.trace)
+    assert tried
