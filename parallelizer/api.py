@@ -52,6 +52,7 @@ def plan(
     loop_trips: int | Mapping[str, int] | None = None,
     annotations: Literal["keep", "ignore"] = "keep",
     mode: Literal["search", "propagate"] = "search",
+    layout: str | Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> Plan:
     """Find how one training step is cut over a machine. Needs shapes, not devices.
@@ -59,12 +60,15 @@ def plan(
     `args` and `kwargs` are what `fn` is called with: arrays or `jax.ShapeDtypeStruct`s. `topology` is a name
     ("v5p:4x4x4", "h100:8x16", "cpu:8", with a profile "cpu:8@my.json") or a `Topology`; by default the devices at
     hand. `mesh` pins the logical mesh ({"x": 2, "y": 4}), `memory_bytes` the memory of a device, `pins` the
-    sharding of arguments by path or glob ({"*/up/kernel": P(None, "x")}). `strict` refuses operations without a
+    sharding of arguments by path or glob ({"*/up/kernel": P(None, "x")}) or by named dimension ({"dims": {"batch":
+    "data"}}). `strict` refuses operations without a
     sharding rule. `time_limit_s` bounds the search. `loop_trips` says how often loops run that the program does not
     count (`while_loop`): one number, or one by the function or "file.py:line" that they are written in; else they count
     as often as their condition allows, or once. `annotations` in the step (`with_sharding_constraint`, a nested `jit`'s
     shardings) are kept as pins, on the mesh that they name unless `mesh` says otherwise, or ignored. `mode="propagate"`
     completes pins and annotations as XLA would, without a search, and warns where that alone forces arrays to move.
+    `layout` fixes all inputs as a hand-written layout does ("ddp", "fsdp", "megatron", ...; docs/layouts.md), or as
+    rules by dimension say ({"batch": "data", "mlp": "tensor"}); the search completes the rest.
 
     Raises the errors of `parallelizer.errors`; nothing is changed or run.
     """
@@ -78,7 +82,7 @@ def plan(
         "topology": topology, "mesh": mesh, "memory_bytes": memory_bytes, "pins": pins, "strict": strict,
         "donate_argnums": donate_argnums, "static_argnums": static_argnums, "static_argnames": static_argnames,
         "devices": devices, "time_limit_s": time_limit_s, "loop_trips": loop_trips,
-        "annotations": annotations, "mode": mode,
+        "annotations": annotations, "mode": mode, "layout": layout,
     }  # fmt: skip
     return planned(fn, args, kwargs, options)
 
@@ -111,13 +115,15 @@ def planned(
     rest = (options.get("memory_bytes"), options.get("pins"), options.get("strict", False))
     limits = options.get("time_limit_s", 60.0), options.get("loop_trips")
     rules = options.get("annotations", "keep"), options.get("mode", "search")
+    layout = options.get("layout")
     made: Plan | None = None
     if before is not None:
         with contextlib.suppress(ParallelizerError):  # then the state is moved at the first call with other shapes
             state = kept_shardings(before, traced)
-            made = make_plan(traced, machine, before.mesh.sizes, rest[0], {**state, **pins}, rest[2], *limits, *rules)
+            own = (before.mesh.sizes, rest[0], {**state, **pins}, rest[2])
+            made = make_plan(traced, machine, *own, *limits, *rules, layout=layout)
     if made is None:
-        made = make_plan(traced, machine, mesh, *rest, *limits, *rules)
+        made = make_plan(traced, machine, mesh, *rest, *limits, *rules, layout=layout)
     if limits[1] is not None:
         traced_with["loop_trips"] = limits[1]
     return replace(made, devices=present, nnx=adapted is not None, options=traced_with)
@@ -174,7 +180,7 @@ def parallelize(fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     """Decorator: plan `fn` at its first call for the devices at hand, then run the plan.
 
     Used plain (`@pz.parallelize`) or with the options of `plan` (`topology=`, `devices=`, `mesh=`, `memory_bytes=`,
-    `pins=`, `strict=`, `loop_trips=`, `annotations=`, `mode=`, `donate_argnums=`, `static_argnums=`,
+    `pins=`, `strict=`, `loop_trips=`, `annotations=`, `mode=`, `layout=`, `donate_argnums=`, `static_argnums=`,
     `static_argnames=`). One program is kept per shape signature. `.plan` is the plan last used; `.__wrapped__` the
     undecorated function, which keeps working whatever happens here.
     """
@@ -188,7 +194,7 @@ class Parallelized:
 
     _KNOWN = (
         "topology", "mesh", "memory_bytes", "pins", "strict", "donate_argnums", "static_argnums", "static_argnames",
-        "devices", "time_limit_s", "loop_trips", "annotations", "mode",
+        "devices", "time_limit_s", "loop_trips", "annotations", "mode", "layout",
     )  # fmt: skip
 
     def __init__(self, fn: Callable[..., Any], options: Mapping[str, Any]) -> None:

@@ -1,5 +1,5 @@
-"""What the user fixes: arguments by path or glob, values inside the step by name -> how they are cut, checked against
-shapes and mesh."""
+"""What the user fixes: arguments by path or glob, values inside the step by name, dimensions by name -> how they are
+cut, checked against shapes and mesh."""
 
 from __future__ import annotations
 
@@ -11,8 +11,16 @@ from typing import Any
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
-from parallelizer.errors import BadPinError, NotDivisibleError, UnknownAxisError, UnknownPathError
+from parallelizer.errors import (
+    BadPinError,
+    ContradictionError,
+    NotDivisibleError,
+    UnknownAxisError,
+    UnknownDimError,
+    UnknownPathError,
+)
 from parallelizer.moves import from_spec
+from passes.dim_names import named_dims
 from passes.ir import OPEN, Graph, Sharding, walk
 
 
@@ -57,13 +65,17 @@ def match_paths(pattern: str, paths: Sequence[str]) -> list[int]:
 
 def read_pins(pins: Mapping[str, Any], graph: Graph) -> dict[int, tuple[str, Sharding]]:
     """Value -> (pattern, sharding). Later patterns override earlier ones; a pattern that no path matches may be the
-    name of a value (see `hint`).
+    name of a value (see `hint`). Under the key "dims" stand named dimensions, as in {"dims": {"batch": "data"}}.
 
-    Raises UnknownPathError for a pattern without a match, BadPinError for a spec that does not fit the array.
+    Raises UnknownPathError for a pattern without a match, BadPinError for a spec that does not fit the array,
+    UnknownDimError, and ContradictionError where a dimension is pinned in two ways.
     """
     out: dict[int, tuple[str, Sharding]] = {}
     named = named_values(graph)
+    by_dim = pins.get("dims")
     for pattern, spec in pins.items():
+        if pattern == "dims" and isinstance(by_dim, Mapping):
+            continue
         found = [graph.inputs[i] for i in match_paths(pattern, graph.input_paths)]
         found = found or [v for name, values in named.items() if fnmatch.fnmatchcase(name, pattern) for v in values]
         if not found:
@@ -74,7 +86,39 @@ def read_pins(pins: Mapping[str, Any], graph: Graph) -> dict[int, tuple[str, Sha
             if len(entries) > len(shape):
                 raise BadPinError.of(label(graph, v), str(spec), f"it has {len(entries)} entries", shape)
             out[v] = (pattern, from_spec(entries, len(shape)))
+    if isinstance(by_dim, Mapping):
+        hinted = [v for values in named.values() for v in values]
+        out = _with_dims(out, by_dim, graph, (*graph.inputs, *hinted))
     return out
+
+
+def _with_dims(
+    pins: Mapping[int, tuple[str, Sharding]], by_dim: Mapping[str, Any], graph: Graph, values: Sequence[int]
+) -> dict[int, tuple[str, Sharding]]:
+    """The pins, and those of every dimension of `values` that a name means; the other dimensions stay open."""
+    dims, out = named_dims(graph), dict(pins)
+    for name, entry in by_dim.items():
+        (axes,) = from_spec(_entries(name, (entry,)), 1).dims
+        found = dims.called(name)
+        if not found:
+            raise UnknownDimError.of(name, {d.name: d.size for d in dims.named})
+        for v in values:
+            for at, chain in enumerate(dims.along(v)):
+                if axes and set(found) & set(chain):
+                    pattern, pin = out.get(v, ("", Sharding((OPEN,) * len(graph.values[v].shape))))
+                    out[v] = _with_dim(pattern, pin, f"dims {name}", at, axes, label(graph, v))
+    return out
+
+
+def _with_dim(pattern: str, pin: Sharding, by: str, at: int, axes: tuple[str, ...], what: str) -> tuple[str, Sharding]:
+    """A pin with one more dimension cut. ContradictionError where it says otherwise or needs one of the axes."""
+    asked = Sharding(tuple(axes if d == at else OPEN for d in range(len(pin.dims))))
+    if pin.dims[at] == axes:
+        return pattern, pin
+    if pin.dims[at] != OPEN or set(pin.axes) & set(axes):
+        raise ContradictionError.of((what, pattern, pin), (what, by, asked))
+    both = Sharding((*pin.dims[:at], axes, *pin.dims[at + 1 :]))
+    return (f"{pattern} and {by}" if pattern else by), both
 
 
 def _entries(pattern: str, spec: Any) -> tuple[Any, ...]:

@@ -29,6 +29,7 @@ from parallelizer.errors import (
     UnknownPrimitiveError,
     UnknownTopologyError,
 )
+from parallelizer.layouts import Rules, hand_layout
 from parallelizer.pins import check_pins, label, pin_axes, read_pins
 from parallelizer.plans import Array, Choice, Collective, Cost, Memory, Plan, Tried
 from parallelizer.propagation import MODES, complete, told, warning_text
@@ -79,9 +80,10 @@ def make_plan(
     loop_trips: int | Mapping[str, int] | None = None,
     annotations: str = "keep",
     mode: str = "search",
+    layout: str | Rules | None = None,
 ) -> Plan:
     """Search (or propagate) and report. Raises the errors of bad pins, annotations, meshes, memory, registered rules,
-    loop_trips, modes and (strict) unknown operations."""
+    loop_trips, modes, layouts and (strict) unknown operations."""
     start = time.monotonic()
     if mode not in MODES:
         raise ModeError.of_mode(mode, MODES)
@@ -95,6 +97,9 @@ def make_plan(
         noted = read_annotations(graph)
         pinned = with_annotations(pinned, noted, graph)
         mesh = mesh_of(noted, mesh, topology.name, topology.num_devices)
+    placed = None if layout is None else hand_layout(layout, graph, topology, mesh)
+    if placed is not None:  # what the user pins goes before what the layout says
+        mesh, pinned = placed.mesh, {**placed.pins, **pinned}
     if mode == "propagate" and mesh is None:
         raise ModeError.of_mesh(topology.name, topology.num_devices)
     meshes = meshes_for(topology, mesh, pin_axes(pinned))
@@ -121,6 +126,9 @@ def make_plan(
     plan = _report(traced, graph, topology, best, found, limit, pinned, unknown, time.monotonic() - start)
     if propagated is not None:
         plan = _propagated(plan, best, propagated)
+    if placed is not None:
+        own = {pattern: str(s) for pattern, s in pinned.values() if pattern != placed.why}
+        plan = replace(plan, pins={placed.why: placed.what, **own})
     return replace(plan, loops=loops)
 
 

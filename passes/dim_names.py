@@ -44,8 +44,9 @@ class Dims:
     weights: frozenset[int]
     parameters: frozenset[int]
 
-    def get(self, name: str) -> Dim | None:
-        return next((d for d in self.named if d.name == name), None)
+    def called(self, name: str) -> tuple[Dim, ...]:
+        """What a name means: one dimension, or by the name of a role all that have it; empty for an unknown name."""
+        return tuple(d for d in self.named if name in (d.name, d.role))
 
     def with_role(self, *roles: str) -> tuple[Dim, ...]:
         return tuple(d for d in self.named if d.role in roles)
@@ -170,25 +171,20 @@ def _experts(facts: Facts, roles: Mapping[int, str]) -> Claim:
 
 
 def _embed(facts: Facts, roles: Mapping[int, str]) -> Claim:
-    """Beside the rows of a table that is looked up by positions; else what most products with parameters have; else
-    beside the rows of any table."""
-    beside = {"length": set[int](), "": set[int]()}
-    for table in facts.tables:
-        if table.weight and table.by_data:
-            kind = "length" if any(roles.get(c) == "length" for c in table.places) else ""
-            beside[kind].update(c for c in table.other if c != ONE and c not in roles)
+    """Beside the rows of a table that the data looks up, unless another dimension is in three times as many products
+    with parameters; without a table what most of these products have."""
     products = [p for p in facts.products if p.with_weight]
     plain = [p for p in products if not p.image]
     votes = Counter(c for p in plain for c in p.of_weight | p.contracted if c not in roles)
+    tables = [t for t in facts.tables if t.weight and t.by_data]
+    beside = [c for t in tables for c in t.other if c != ONE and c not in roles]
     best = max(votes, key=lambda c: (votes[c], -c), default=ONE)
-    enough = 2 * votes[best] > len(plain) and 2 * len(plain) > len(products)
     owners = sum(best in facts.at(v) and len(facts.at(v)) > 1 for v in facts.parameters)
-    if beside["length"]:
-        yield from ((c, "embed") for c in sorted(beside["length"]))
-    elif enough and owners > 2:
+    common = 2 * votes[best] > len(plain) and 2 * len(plain) > len(products) and owners > 2
+    if common and 3 * max((votes[c] for c in beside), default=0) <= votes[best]:
         yield best, "embed"
     else:
-        yield from ((c, "embed") for c in sorted(beside[""]))
+        yield from ((c, "embed") for c in beside)
 
 
 def _images(facts: Facts, roles: Mapping[int, str]) -> Claim:
@@ -269,23 +265,19 @@ _CLAIMS = (
 
 # ---- names ----
 def _named(facts: Facts, roles: Mapping[int, str]) -> tuple[Dim, ...]:
-    """One name per role and size, in the order of first appearance in the inputs; the rest of what inputs have is
-    numbered."""
+    """One name per role and size, in the order of first appearance in the inputs, numbered where a role has several;
+    what else the inputs have is dim_1, dim_2, ..."""
     seen = dict.fromkeys(c for v in facts.graph.inputs for c in facts.at(v) if c != ONE)
     order = [*seen, *(c for c in sorted(roles) if c not in seen)]
     sizes = facts.classes.sizes
-    together: dict[tuple[str, int], list[int]] = {}
+    together: dict[str, dict[int, list[int]]] = {role: {} for role in ROLES}
     for c in order:
         if c in roles:
-            together.setdefault((roles[c], sizes[c]), []).append(c)
+            together[roles[c]].setdefault(sizes[c], []).append(c)
     out: list[Dim] = []
-    numbers: Counter[str] = Counter()
-    for role in ROLES:
-        for (r, size), members in together.items():
-            if r == role:
-                numbers[role] += 1
-                name = role if numbers[role] == 1 else f"{role}_{numbers[role]}"
-                out.append(Dim(name, size, role, frozenset(members)))
+    for role, by_size in together.items():
+        for i, (size, members) in enumerate(by_size.items(), start=1):
+            out.append(Dim(role if len(by_size) == 1 else f"{role}_{i}", size, role, frozenset(members)))
     rest = [c for c in seen if not roles.keys() & set(facts.classes.family(c))]
     out += [Dim(f"dim_{i}", sizes[c], None, frozenset((c,))) for i, c in enumerate(rest, start=1)]
     return tuple(out)

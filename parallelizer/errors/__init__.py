@@ -2,6 +2,7 @@
 
 from parallelizer.errors.annotations import AnnotationError, ContradictionError, ModeError, ReshardWarning
 from parallelizer.errors.base import ParallelizerError
+from parallelizer.errors.layouts import LayoutFitError, UnknownDimError, UnknownLayoutError
 from parallelizer.errors.pins import (
     BadPinError,
     MeshMismatchError,
@@ -40,6 +41,7 @@ __all__ = [
     "ContradictionError",
     "DoesNotFitError",
     "DuplicateRuleError",
+    "LayoutFitError",
     "MeshMismatchError",
     "MeshSizeError",
     "ModeError",
@@ -53,6 +55,8 @@ __all__ = [
     "ShapeMismatchError",
     "TooFewDevicesError",
     "UnknownAxisError",
+    "UnknownDimError",
+    "UnknownLayoutError",
     "UnknownLoopError",
     "UnknownNameError",
     "UnknownPathError",
