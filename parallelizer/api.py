@@ -13,6 +13,7 @@ from typing import Any, Literal
 import jax
 
 from cost_model.topology import Topology
+from parallelizer import compat
 from parallelizer.errors import (
     CompilationError,
     NotTraceableError,
@@ -21,6 +22,7 @@ from parallelizer.errors import (
     ShapeMismatchError,
     TooFewDevicesError,
 )  # fmt: skip
+from parallelizer.given import given_shardings
 from parallelizer.nnx_adapter import NnxAdapter, adapt
 from parallelizer.planning import make_plan, resolve_topology, with_trips
 from parallelizer.plans import Plan
@@ -107,10 +109,12 @@ def planned(
         if present is not None and len(present) < machine.num_devices:
             raise TooFewDevicesError.of(machine.num_devices, len(present), machine.platform)
     adapted = adapt(fn, args, kwargs)
+    said = (args, kwargs) if adapted is None else adapted.variables()
     if adapted is not None:
         fn, args, kwargs = adapted.fn, adapted.args, adapted.kwargs
     traced_with = {k: options.get(k, ()) for k in ("static_argnums", "static_argnames", "donate_argnums")}
     traced = traced_call(fn, args, kwargs, *traced_with.values())
+    traced = replace(traced, given=given_shardings(traced.call, *said))
     mesh, pins = options.get("mesh"), options.get("pins") or {}
     rest = (options.get("memory_bytes"), options.get("pins"), options.get("strict", False))
     limits = options.get("time_limit_s", 60.0), options.get("loop_trips")
@@ -170,9 +174,11 @@ def traced_call(
 
 
 def unplaced(x: Any) -> Any:
-    """An array (or the shape of one) as its shape and type alone; anything else as it is."""
+    """An array (or the shape of one) as its shape and type alone; anything else as it is. In Explicit mode its sharding
+    is part of its type."""
     if isinstance(x, jax.Array | jax.ShapeDtypeStruct):
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=getattr(x, "weak_type", False))
+        typed = compat.explicit_type(x) if compat.in_explicit_mode() else None
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=getattr(x, "weak_type", False), sharding=typed)
     return x
 
 

@@ -20,6 +20,7 @@ from jax._src import source_info_util as _source_info
 from jax._src.lax.lax import optimization_barrier_p as _optimization_barrier_p
 from jax._src.lib import xla_client as _xla_client
 from jax._src.sharding_impls import UnspecifiedValue as _UnspecifiedValue
+from jax.sharding import AxisType, NamedSharding
 
 # Calls whose body runs exactly once, in place: the parameter that holds it. They mean something to a transformation
 # (differentiate, batch), and all of those have happened before we see the program.
@@ -39,6 +40,8 @@ CALL_BODY = {
 }
 REMAT = frozenset({"remat2", "checkpoint"})
 JIT = frozenset({"jit", "pjit"})
+# In Explicit mode: the user brings an array to another sharding.
+RESHARD = frozenset({"reshard", "mesh_cast"})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -189,9 +192,44 @@ def names_inside(stack: Any, equation: Any, name: str) -> Any:
 
 
 def binding_of(equation: Any, stack: Any) -> Binding:
-    """How to run `equation` again; `stack` holds the names of the calls around it."""
+    """How to run `equation` again; `stack` holds the names of the calls around it. Shardings that are part of its types
+    are left out, and so is their mesh: the layout says how arrays are cut."""
     source = equation.source_info
-    return Binding(equation.primitive, equation.params, source.traceback, stack + source.name_stack, equation.ctx)
+    params, context = untyped(equation.params), equation.ctx
+    if _has_explicit(context.cur_abstract_mesh):
+        with context.manager, jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+            context = _core.JaxprEqnContext()
+    return Binding(equation.primitive, params, source.traceback, stack + source.name_stack, context)
+
+
+def explicit_type(aval: Any) -> NamedSharding | None:
+    """The sharding that is part of an array's type, on a mesh with Explicit axes; None where there is none."""
+    sharding = getattr(aval, "sharding", None)
+    if isinstance(sharding, NamedSharding) and _has_explicit(sharding.mesh):
+        return sharding
+    return None
+
+
+def in_explicit_mode() -> bool:
+    """Whether `jax.set_mesh` has made a mesh with Explicit axes the current one."""
+    return _has_explicit(jax.sharding.get_abstract_mesh())
+
+
+def _has_explicit(mesh: Any) -> bool:
+    return mesh is not None and AxisType.Explicit in (mesh.axis_types or ())
+
+
+def untyped(params: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An equation's parameters without the shardings of Explicit mode."""
+    typed = [k for k, v in params.items() if isinstance(v, NamedSharding) and _has_explicit(v.mesh)]
+    return {**params, **dict.fromkeys(typed)} if typed else params
+
+
+def as_annotation(sharding: NamedSharding) -> NamedSharding:
+    """The same sharding on a mesh of Auto axes, without devices."""
+    mesh = sharding.mesh
+    sizes, names = tuple(mesh.shape.values()), tuple(mesh.shape)
+    return NamedSharding(jax.sharding.AbstractMesh(sizes, names, (AxisType.Auto,) * len(names)), sharding.spec)
 
 
 def barrier_binding(equation: Any, stack: Any) -> Binding:
@@ -203,7 +241,11 @@ def barrier_binding(equation: Any, stack: Any) -> Binding:
 def constraint_binding(equation: Any, stack: Any, aval: Any, sharding: Any) -> Binding:
     """A sharding constraint at the place of `equation`, as `jax.lax.with_sharding_constraint` would make it."""
     shape = jax.ShapeDtypeStruct(aval.shape, aval.dtype)
-    made = jax.make_jaxpr(lambda x: jax.lax.with_sharding_constraint(x, sharding))(shape).eqns[0]
+    with contextlib.ExitStack() as inside:
+        if isinstance(sharding, NamedSharding) and _has_explicit(sharding.mesh):
+            sharding = as_annotation(sharding)
+            inside.enter_context(jax.sharding.use_abstract_mesh(sharding.mesh))
+        made = jax.make_jaxpr(lambda x: jax.lax.with_sharding_constraint(x, sharding))(shape).eqns[0]
     source = equation.source_info
     return Binding(made.primitive, made.params, source.traceback, stack + source.name_stack)
 

@@ -53,7 +53,8 @@ class Adapted:
 
     `fn(*args, **kwargs)` returns a dictionary: every argument that is or holds an nnx object by its name, with the
     state in the object's place, and the result under "return".
-    `key` is the same object for calls that differ in array values only (shapes are not part of it).
+    `key` is the same object for calls that differ in array values only (shapes are not part of it). `variables()` are
+    the arguments with nnx variables in the place of their values, for what these say beside them.
     """
 
     fn: Callable[..., dict[str, Any]]
@@ -61,6 +62,7 @@ class Adapted:
     kwargs: dict[str, Any]
     restore: Callable[[Mapping[str, Any]], Any]
     key: Structure
+    variables: Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]
 
 
 def adapt(fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Adapted | None:
@@ -107,9 +109,13 @@ class NnxAdapter:
                 variable.set_raw_value(value)
             return result[RESULT]
 
+        def boxed() -> tuple[tuple[Any, ...], dict[str, Any]]:
+            whole = _replace(arguments, trees, places, jax.tree.unflatten(structure.tree, variables))
+            return tuple(whole[: len(args)]), dict(zip(kwargs, whole[len(args) :], strict=True))
+
         call = _pure(nnx, self.fn, structure, form)
         by_name = dict(zip(kwargs, pure[len(args) :], strict=True))
-        return Adapted(call, tuple(pure[: len(args)]), by_name, restore, structure)
+        return Adapted(call, tuple(pure[: len(args)]), by_name, restore, structure, boxed)
 
     def _structure(self, nnx: Any, nodes: tuple[Any, ...]) -> tuple[Structure, list[Any]]:
         """The structure of the nnx arguments, and their variables in the order of its leaves.

@@ -14,7 +14,7 @@ from typing import Any
 from cost_model.hardware import UnknownChip
 from cost_model.mesh import LogicalMesh, MeshError, logical_mesh
 from cost_model.topology import ImpossibleTopology, Topology, UnknownTopology, known_topologies, parse_topology
-from parallelizer.annotations import Annotations, mesh_of, read_annotations, with_annotations
+from parallelizer.annotations import Annotations, check_types, mesh_of, read_annotations, with_annotations
 from parallelizer.errors import (
     AnnotationError,
     BadPinError,
@@ -32,7 +32,7 @@ from parallelizer.errors import (
 from parallelizer.layouts import Rules, hand_layout
 from parallelizer.pins import check_pins, label, pin_axes, read_pins
 from parallelizer.plans import Array, Choice, Collective, Cost, Memory, Plan, Tried
-from parallelizer.propagation import MODES, complete, told, warning_text
+from parallelizer.propagation import MODES, complete, held, told, warning_text
 from parallelizer.register import check_rules
 from parallelizer.relaxations import Asked, does_not_fit
 from parallelizer.tracer import Traced
@@ -92,9 +92,9 @@ def make_plan(
     pinned = read_pins(pins or {}, graph)
     if annotations not in ("keep", "ignore"):
         raise AnnotationError.of_option(annotations)
-    noted = Annotations({}, {})
+    noted = Annotations()
     if annotations == "keep":
-        noted = read_annotations(graph)
+        noted = read_annotations(graph, traced.given, traced.types)
         pinned = with_annotations(pinned, noted, graph)
         mesh = mesh_of(noted, mesh, topology.name, topology.num_devices)
     placed = None if layout is None else hand_layout(layout, graph, topology, mesh)
@@ -106,11 +106,14 @@ def make_plan(
     legal = [m for m in meshes if _legal(pinned, graph, m)]
     if not legal:
         check_pins(pinned, graph, meshes[0].sizes)
+    check_types(noted.types, graph, legal[0].sizes)
     limit = int(memory_bytes if memory_bytes is not None else topology.chip.memory_bytes)
     fixed = {v: s for v, (_, s) in pinned.items()}
     propagated = None
     if mode == "propagate":
-        propagated, fixed = complete(graph, legal[0], pinned, noted.pins)
+        propagated, fixed = complete(graph, legal[0], pinned, noted)
+    elif noted.types:
+        fixed = held(graph, legal[0], pinned, {v: s for v, (_, s) in noted.types.items()})
     try:
         best, found = search_layout(graph, legal, limit, fixed, time_limit_s)
     except MemoryError_ as error:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from cost_model.mesh import LogicalMesh
+from parallelizer.annotations import Annotations, Pins
 from parallelizer.wording import bytes_text
 from passes.completed import completing, departures
 from passes.grouping import group_values
@@ -57,16 +58,23 @@ class Propagation:
 
 
 def complete(
-    graph: Graph, mesh: LogicalMesh, asked: Mapping[int, tuple[str, Sharding]], annotated: Mapping[int, object]
+    graph: Graph, mesh: LogicalMesh, pinned: Pins, noted: Annotations
 ) -> tuple[Propagated, dict[int, Sharding]]:
-    """The propagation of pins and annotations (`asked`; those of the step itself are in `annotated`), and the pins that
+    """The propagation of pins and annotations (`pinned`; those of the step itself are in `noted`), and the pins that
     hold a plan to it."""
-    seeds = {v: Seed(s, where if v in annotated else f"the pin {where!r}") for v, (where, s) in asked.items()}
+    seeds = {v: Seed(s, where) for v, (where, s) in noted.types.items()}
+    for v, (where, s) in pinned.items():
+        seeds[v] = Seed(s, where if v in noted.pins else f"the pin {where!r}")
     propagated = propagate(graph, mesh.sizes, seeds)
-    pins = {v: s for v, (_, s) in asked.items()}
-    in_front = [v for v, s in {**propagated.values, **pins}.items() if s.dims and s.dims[0]]
+    return propagated, held(graph, mesh, pinned, propagated.values)
+
+
+def held(graph: Graph, mesh: LogicalMesh, pinned: Pins, wanted: Mapping[int, Sharding]) -> dict[int, Sharding]:
+    """Pins, and those that hold every value to what is wanted of it, as far as a plan can have it."""
+    pins = {v: s for v, (_, s) in pinned.items()}
+    in_front = [v for v, s in {**wanted, **pins}.items() if s.dims and s.dims[0]]
     program = analyse(graph, group_values(graph, possible_cuts(mesh.sizes), in_front))
-    return propagated, {**completing(program, mesh.sizes, propagated.values, pins), **pins}
+    return {**completing(program, mesh.sizes, wanted, pins), **pins}
 
 
 def told(graph: Graph, found: Found, propagated: Propagated, names: Mapping[int, str]) -> Propagation:

@@ -13,8 +13,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 
 from parallelizer import compat
+from parallelizer.given import Given
 from parallelizer.signature import Call, argument_paths, carried_outputs, describe_call, output_paths
 from passes.ir.graph import Graph, Literal, Op, Operand, Region, Source, Value
 from passes.trips import counted
@@ -28,7 +30,8 @@ class Traced:
     """A traced call: the graph, and what is needed to call it again in the user's terms.
 
     `in_tree` is the tree of `(args, kwargs)` without the static arguments; `in_avals` / `out_avals` are
-    `jax.ShapeDtypeStruct`s (with `weak_type`) in the order of `graph.inputs` / `graph.outputs`.
+    `jax.ShapeDtypeStruct`s (with `weak_type`) in the order of `graph.inputs` / `graph.outputs`. `types` are the
+    shardings that values have by their types in Explicit mode, `given` those that arguments came with, by path.
     """
 
     graph: Graph
@@ -38,6 +41,8 @@ class Traced:
     out_avals: tuple[jax.ShapeDtypeStruct, ...]
     call: Call
     name: str
+    types: Mapping[int, NamedSharding] = field(default_factory=dict)
+    given: Mapping[str, Given] = field(default_factory=dict)
 
     def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
         """The dynamic leaves of a call, in the order of `graph.inputs`; ValueError unless it has the same structure."""
@@ -94,7 +99,7 @@ def trace(
         carried=carried_outputs(call, args, kwargs, in_avals, out_tree, out_avals, donated),
         constants=builder.constants,
     )
-    return Traced(graph, in_tree, out_tree, in_avals, out_avals, call, call.name)
+    return Traced(graph, in_tree, out_tree, in_avals, out_avals, call, call.name, builder.types)
 
 
 def _shape_struct(aval: Any) -> jax.ShapeDtypeStruct:
@@ -115,6 +120,7 @@ class _Builder:
     """Writes equations down as operations. Ids of values and operations count up over the whole graph."""
 
     values: dict[int, Value] = field(default_factory=dict)
+    types: dict[int, NamedSharding] = field(default_factory=dict)
     constants: dict[int, Any] = field(default_factory=dict)
     ops: list[Op] = field(default_factory=list)
     next_op: int = 0
@@ -135,6 +141,9 @@ class _Builder:
         new = len(self.values)
         shape = tuple(int(d) for d in getattr(aval, "shape", ()))
         self.values[new] = Value(new, shape, compat.dtype_name(aval), compat.itemsize(aval))
+        typed = compat.explicit_type(aval)
+        if typed is not None:
+            self.types[new] = typed
         return new
 
     def constant(self, value: Any, aval: Any) -> int:
@@ -179,7 +188,9 @@ class _Builder:
             return self.inlined(solve, tuple(inputs[i] for i in picked), "", place)
         if name == "device_put" and all(d is None for d in (*params["devices"], *params["srcs"])):
             return inputs  # to where it is already
-        plain = {k: v for k, v in params.items() if k not in ("ft_in", "ft_out")}
+        if name in compat.RESHARD:
+            return self.constrain(inputs, [equation.outvars[0].aval], (params["dst_sharding"],), place)
+        plain = {k: v for k, v in compat.untyped(params).items() if k not in ("ft_in", "ft_out")}
         if equation.effects:
             plain["has_effects"] = True
         if name == "scan":

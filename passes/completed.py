@@ -75,7 +75,7 @@ def _score(classes: Dims, wanted: _Wanted) -> tuple[int, int, int]:
     """Bytes cut exactly as wanted; bytes times dimensions; and, all else equal, fewer axes."""
     exact = close = 0
     for (places, dims), size in wanted.items():
-        right = sum(on == axes for on, axes in zip(_form(classes, places), dims, strict=True))
+        right = sum(axes in (OPEN, on) for on, axes in zip(_form(classes, places), dims, strict=True))
         exact += size * (right == len(dims))
         close += size * right
     return exact, close, -sum(map(len, classes))

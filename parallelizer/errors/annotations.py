@@ -39,13 +39,31 @@ class AnnotationError(ParallelizerError, ValueError):
 
     @classmethod
     def of_axis(cls, axis: str, where: str, mesh: Mapping[str, int]) -> Self:
-        """An annotation names an axis that the pinned mesh does not have."""
+        """An annotation names an axis that the mesh does not have."""
+        close = nearest(axis, mesh, 1)
         return cls(
-            f"{where} cuts along {axis!r}, and the pinned mesh has no such axis",
+            f"{where} cuts along {axis!r}, and the mesh has no such axis",
             where,
             (f"the mesh has {', '.join(f'{a}={n}' for a, n in mesh.items())}",),
-            (f"name an axis of the mesh {axis!r}", "leave mesh out: the annotations' own mesh is used", _IGNORE),
+            (
+                *(f"did you mean {c!r}?" for c in close),
+                f"name an axis of the mesh {axis!r}",
+                "leave mesh out: the annotations' own mesh is used",
+                _IGNORE,
+            ),
             {"axis": axis, "mesh": dict(mesh)},
+        )
+
+    @classmethod
+    def of_names(cls, axis: str, where: str, axes: Sequence[str], topology: str, devices: int) -> Self:
+        """Annotations name axes (`axis` is said at `where`), and nothing says how large they are."""
+        sizes = ", ".join(f"{a!r}: ..." for a in axes)
+        return cls(
+            f"{where} names the axis {axis!r}, and nothing says how large it is",
+            where,
+            (f"axes named: {', '.join(axes)}; {topology} has {devices} devices",),
+            (f"say how large the axes are: mesh={{{sizes}}} with product {devices}", _IGNORE),
+            {"axis": axis, "axes": list(axes), "topology": topology, "devices": devices},
         )
 
     @classmethod

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from parallelizer import compat
 from parallelizer.lower import lower
 from parallelizer.moves import to_spec
 from parallelizer.tracer import Traced
@@ -74,6 +76,12 @@ class Program:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run on dynamic arguments. Raises OtherCall when they are not what was planned."""
+        if compat.in_explicit_mode():  # where constraints would be assertions: the plan is a program of its own mesh
+            with jax.set_mesh(self.mesh):
+                return self._call(args, kwargs)
+        return self._call(args, kwargs)
+
+    def _call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         if kwargs or self.keywords:
             if tuple(sorted(kwargs)) != self.keywords:
                 raise OtherCall
@@ -84,7 +92,8 @@ class Program:
         """JAX's `Lowered` of the planned shapes."""
         leaves = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in self.traced.in_avals]
         args, kwargs = jax.tree.unflatten(self.traced.in_tree, leaves)
-        return self.jitted.lower(*args, *(kwargs[k] for k in self.keywords))
+        with jax.set_mesh(self.mesh) if compat.in_explicit_mode() else contextlib.nullcontext():
+            return self.jitted.lower(*args, *(kwargs[k] for k in self.keywords))
 
 
 def leaf_shardings(graph: Graph, layout: Layout, mesh: Mesh) -> tuple[list[NamedSharding], list[NamedSharding]]:
