@@ -246,6 +246,12 @@ def roll(view: View) -> Rule:
     return replace(found, halos=(Turn(found.operands[0][dim][0], 0, dim, view.params["by"]),))
 
 
+@rule("within")
+def within(view: View) -> Rule:
+    """An array in a range of positions along one dimension, another one or a number elsewhere."""
+    return view.elementwise(1.0)
+
+
 @rule("rev")
 def rev(view: View) -> Rule:
     return view.along(set(view.params["dimensions"]))
