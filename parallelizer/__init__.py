@@ -12,18 +12,21 @@ if TYPE_CHECKING:
     from parallelizer.plans import Plan
     from parallelizer.register import register_rule
     from parallelizer.store import load_plan
+    from parallelizer.transfer import Transfer, plan_transfer
 
 # Loaded at first use, so that `parallelizer doctor` starts where JAX does not.
 _WHERE = {
     "ParallelizerError": "parallelizer.errors",
     "Plan": "parallelizer.plans",
     "Topology": "cost_model.topology",
+    "Transfer": "parallelizer.transfer",
     "abstract_state": "parallelizer.api",
     "hint": "parallelizer.pins",
     "init": "parallelizer.api",
     "load_plan": "parallelizer.store",
     "parallelize": "parallelizer.api",
     "plan": "parallelizer.api",
+    "plan_transfer": "parallelizer.transfer",
     "register_rule": "parallelizer.register",
     "shard": "parallelizer.api",
 }
@@ -32,12 +35,14 @@ __all__ = [
     "ParallelizerError",
     "Plan",
     "Topology",
+    "Transfer",
     "abstract_state",
     "hint",
     "init",
     "load_plan",
     "parallelize",
     "plan",
+    "plan_transfer",
     "register_rule",
     "shard",
 ]

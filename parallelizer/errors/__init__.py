@@ -29,6 +29,12 @@ from parallelizer.errors.search import (
     UnknownPrimitiveError,
     UnknownTopologyError,
 )
+from parallelizer.errors.transfers import (
+    TransferInputError,
+    TransferMeshError,
+    TransferNotRunnableError,
+    TransferShardingError,
+)
 
 __all__ = [
     "AheadOfTimeError",
@@ -54,6 +60,10 @@ __all__ = [
     "SearchTimeError",
     "ShapeMismatchError",
     "TooFewDevicesError",
+    "TransferInputError",
+    "TransferMeshError",
+    "TransferNotRunnableError",
+    "TransferShardingError",
     "UnknownAxisError",
     "UnknownDimError",
     "UnknownLayoutError",
