@@ -11,7 +11,7 @@ import heapq
 import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,9 +22,6 @@ from .flat import Flat
 
 # Turns of the ascent between looks at the clock.
 _SLICE = 12
-# Nodes whose split is tried before one is taken, and turns of the ascent on either side of each.
-_TRIED = 8
-_LOOK_AHEAD = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -207,65 +204,20 @@ def _expand(
     counts = np.add.reduceat(allowed, f.node_start[:-1])
     if (counts == 0).any():
         return []
-    if (counts < 2).all():
-        # One choice is left, and the passes above have offered it if it fits.
-        return []
     spread = np.zeros(counts.size)
     _spread(here, cost, dual.price, dual.share, spread)
     spread[counts < 2] = -1.0
-    tried = [int(u) for u in np.argsort(-spread, kind="stable")[:_TRIED] if spread[u] > 0]
-    if not tried:
-        tried = [int(np.where(counts < 2, 10**9, counts).argmin())]
-    if len(tried) == 1:
-        return [Branch(x, dual.price, dual.message, dual.bound) for x in _halves(here, dual, allowed, tried[0])]
-    return _best_split(here, dual, allowed, tried, ceiling(), deadline)
-
-
-def _best_split(
-    f: Flat, dual: Dual, allowed: np.ndarray, nodes: Sequence[int], ceiling: float, deadline: float
-) -> list[Branch]:
-    """The split of one of `nodes` that raises the bounds of both sides most, after a short ascent of each.
-
-    Where layers repeat, most splits move the bound by nothing: what one layer may not use any more, the next one does.
-    """
-    best: list[Branch] = []
-    most = -1.0
-    for u in nodes:
-        sides = []
-        for part in _halves(f, dual, allowed, u):
-            here = f._replace(cost=np.where(part, f.cost, np.inf))
-            side = new_dual(here, dual.price)
-            side.message, side.bound = dual.message.copy(), dual.bound
-            side.restart(0.2)
-            ascend(here, side, _LOOK_AHEAD, ceiling, patience=_LOOK_AHEAD)
-            sides.append(Branch(part, side.price, side.message, side.bound))
-        gains = sorted(min(side.bound, ceiling + 1.0) - dual.bound for side in sides)
-        # The lesser gain counts most: a product, as is usual, kept apart from zero.
-        worth = max(gains[0], 1.0) * max(gains[1], 1.0)
-        if worth > most:
-            best, most = sides, worth
-        if time.monotonic() > deadline or sum(side.bound <= ceiling for side in sides) < 2:
-            break  # out of time, or one side is done with already
-    return [side for side in best if side.bound <= ceiling]
-
-
-def _halves(f: Flat, dual: Dual, allowed: np.ndarray, u: int) -> tuple[np.ndarray, np.ndarray]:
-    """Node u's strategies in two parts [s each]: priced memory up to the mean of what was read off lately, and above;
-    where all use the same, the likeliest one and the rest.
-    """
+    u = int(spread.argmax())
+    if spread[u] <= 0:
+        u = -1 if (counts < 2).all() else int(np.where(counts < 2, 10**9, counts).argmin())
+    if u < 0:
+        # One choice is left, and the passes above have offered it if it fits.
+        return []
     a, b = int(f.node_start[u]), int(f.node_start[u + 1])
-    open_ = np.flatnonzero(allowed[a:b])
-    worth = np.zeros(b - a)
-    total = np.append(0.0, np.cumsum(dual.price))
-    for k in range(f.item_start[u], f.item_start[u + 1]):
-        rate = total[f.item_last[k]] - total[f.item_first[k]]
-        worth += rate * f.usage[f.usage_start[k] : f.usage_start[k] + b - a]
-    share = np.maximum(dual.share[a:b][open_], 1e-12)
-    mean = float(share @ worth[open_] / share.sum())
-    low = worth <= min(mean, np.nextafter(worth[open_].max(), -np.inf))
-    if not low[open_].any():
-        low = np.arange(b - a) == open_[share.argmax()]
+    weight = np.where(allowed[a:b], dual.share[a:b], -1.0)
+    top = a + int(weight.argmax())
     one, rest = allowed.copy(), allowed.copy()
-    one[a:b] &= low
-    rest[a:b] &= ~low
-    return one, rest
+    one[a:b] = False
+    one[top] = True
+    rest[top] = False
+    return [Branch(x, dual.price, dual.message, dual.bound) for x in (one, rest)]
