@@ -26,6 +26,7 @@ from parallelizer.given import given_shardings
 from parallelizer.nnx_adapter import NnxAdapter, adapt
 from parallelizer.planning import make_plan, resolve_topology, with_trips
 from parallelizer.plans import Plan
+from parallelizer.prepared import prepared
 from parallelizer.profiles import with_profile
 from parallelizer.runtime.devices import local_topology
 from parallelizer.runtime.program import OtherCall, Program
@@ -34,7 +35,6 @@ from parallelizer.signature import describe_call, leaf_texts
 from parallelizer.tracer import Traced, trace
 from passes.ir import walk
 from passes.ir.text import graph_hash
-from passes.normalize import drop_dead
 
 
 def plan(
@@ -114,7 +114,7 @@ def planned(
         fn, args, kwargs = adapted.fn, adapted.args, adapted.kwargs
     traced_with = {k: options.get(k, ()) for k in ("static_argnums", "static_argnames", "donate_argnums")}
     traced = traced_call(fn, args, kwargs, *traced_with.values())
-    traced = replace(traced, given=given_shardings(traced.call, *said))
+    traced = replace(traced, given=given_shardings(traced.call, *said, traced.graph.input_paths))
     mesh, pins = options.get("mesh"), options.get("pins") or {}
     rest = (options.get("memory_bytes"), options.get("pins"), options.get("strict", False))
     limits = options.get("time_limit_s", 60.0), options.get("loop_trips")
@@ -298,7 +298,7 @@ def bound(made: Plan, fn: Callable[..., Any], args: Sequence[Any], kwargs: Mappi
     options = made.options
     static = options.get("static_argnums", ()), options.get("static_argnames", ())
     traced = traced_call(fn, args, kwargs, *static, options.get("donate_argnums", ()))
-    graph, _ = with_trips(drop_dead(traced.graph), options.get("loop_trips"))
+    graph, _ = with_trips(prepared(traced.graph), options.get("loop_trips"))
     given = {
         p: f"{graph.values[v].dtype}[{','.join(map(str, graph.values[v].shape))}]"
         for p, v in zip(graph.input_paths, graph.inputs, strict=True)

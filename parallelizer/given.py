@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from parallelizer.signature import Call, argument_paths
+from parallelizer.signature import Call
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,21 +23,23 @@ class Given:
     mesh: Mapping[str, int] = field(default_factory=dict)
 
 
-def given_shardings(call: Call, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Given]:
-    """By path, the arguments that say how they are cut.
+def given_shardings(
+    call: Call, args: Sequence[Any], kwargs: Mapping[str, Any], paths: Sequence[str]
+) -> dict[str, Given]:
+    """By path, the arguments that say how they are cut; `paths` are those of all leaves.
 
     A `jax.ShapeDtypeStruct` says it by a `NamedSharding`. Arrays do not: they lie somewhere, which need not be where
     the user wants them. Boxes of flax.linen (`nn.Partitioned`) and variables of flax.nnx say it by names of mesh axes,
     or of logical axes with rules.
     """
     boxes = _boxes()
+    current = dict(jax.sharding.get_abstract_mesh().shape)  # of jax.set_mesh: what flax's names mean by themselves
     found: list[Given | None] = []
     for _, tree, _ in call.arguments(args, kwargs):
         for leaf in jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, boxes)):
             inside = jax.tree.leaves(leaf)
-            boxed = _of_box(leaf) if isinstance(leaf, boxes) else None
+            boxed = _of_box(leaf, current) if isinstance(leaf, boxes) else None
             found += [_of_struct(x) or boxed for x in inside]
-    paths = argument_paths(call, args, kwargs)
     return {p: g for p, g in zip(paths, found, strict=True) if g is not None}
 
 
@@ -54,7 +56,7 @@ def _of_struct(x: Any) -> Given | None:
     return Given("the sharding of argument", sharding.spec, dict(sharding.mesh.shape))
 
 
-def _of_box(box: Any) -> Given | None:
+def _of_box(box: Any, current: Mapping[str, int]) -> Given | None:
     nnx = sys.modules.get("flax.nnx")
     if nnx is not None and isinstance(box, nnx.Variable):
         metadata = box.get_metadata()
@@ -64,7 +66,7 @@ def _of_box(box: Any) -> Given | None:
         spec, mesh = _linen_spec(box), getattr(box, "mesh", None)
     if not isinstance(spec, PartitionSpec):
         return None
-    return Given("flax's axis names of argument", spec, dict(mesh.shape) if mesh is not None else {})
+    return Given("flax's axis names of argument", spec, dict(mesh.shape) if mesh is not None else current)
 
 
 def _linen_spec(box: Any) -> PartitionSpec | None:

@@ -130,6 +130,22 @@ SPEC = {
         errors.SearchTimeError.of(2.0, 2.4),
         ["no layout was found in the 2 s", "it searched for 2.4 s", "time_limit_s=60", "memory_bytes"],
     ),
+    "unknown_mode": (
+        errors.ModeError.of_mode("propogate", ("search", "propagate")),
+        ["mode='propogate' is not known", "did you mean mode='propagate'?", "mode='search'"],
+    ),
+    "mode_without_mesh": (
+        errors.ModeError.of_mesh("v5e:2x4", 8),
+        ["nothing says which mesh", "v5e:2x4", "mesh={'data': 8}", "mode='search'"],
+    ),
+    "annotation_without_mesh": (
+        errors.AnnotationError.of_names("model", "flax's axis names of argument 'w'", ["model"], "cpu:8", 8),
+        ["'model'", "nothing says how large", "mesh={'model': ...} with product 8", 'annotations="ignore"'],
+    ),
+    "annotation_unknown_axis": (
+        errors.AnnotationError.of_axis("modle", "the annotation at a.py:1", {"data": 2, "model": 4}),
+        ["cuts along 'modle'", "data=2, model=4", "did you mean 'model'?"],
+    ),
     "annotation_two_meshes": (
         errors.AnnotationError.of_two("data", (2, "the annotation at a.py:1"), (8, "the annotation at a.py:2")),
         ["axis 'data' has 2 devices and 8", "a.py:1: data=2", "a.py:2: data=8", 'annotations="ignore"'],
