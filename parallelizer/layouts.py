@@ -93,17 +93,25 @@ class Placed:
         return f"layout {self.name}"
 
 
-def hand_layout(layout: str | Rules, graph: Graph, topology: Topology, mesh: Mapping[str, int] | None = None) -> Placed:
+def hand_layout(
+    layout: str | Rules,
+    graph: Graph,
+    topology: Topology,
+    mesh: Mapping[str, int] | None = None,
+    dims: Dims | None = None,
+) -> Placed:
     """`layout` by name or as rules by dimension, on `graph` and `topology`.
 
     `mesh` sizes the layout's axes; one of them may be left out, and all of them have a default: what is cut most often
-    stays within a node. Raises UnknownLayoutError, UnknownDimError, LayoutFitError, MeshSizeError.
+    stays within a node. `dims` are the graph's named dimensions, where they are known already.
+    Raises UnknownLayoutError, UnknownDimError, LayoutFitError, MeshSizeError.
     """
-    if isinstance(layout, Mapping):
-        return _by_rules(layout, named_dims(graph), graph, topology, mesh)
-    if layout not in LAYOUTS:
+    if isinstance(layout, str) and layout not in LAYOUTS:
         raise UnknownLayoutError.of(layout, {n: r.what for n, r in LAYOUTS.items()})
-    recipe, dims = LAYOUTS[layout], named_dims(graph)
+    dims = named_dims(graph) if dims is None else dims
+    if not isinstance(layout, str):
+        return _by_rules(layout, dims, graph, topology, mesh)
+    recipe = LAYOUTS[layout]
     _check_needs(layout, recipe, dims)
     sizes = _mesh(layout, recipe, dims, topology, mesh)
     _check_degrees(layout, recipe, dims, sizes, topology.num_devices)
