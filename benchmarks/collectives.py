@@ -24,7 +24,7 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_p
 import parallelizer as pz
 from parallelizer import zoo
 from parallelizer.errors import AheadOfTimeError, DoesNotFitError
-from passes.layout import LayoutError
+from passes.pinning import LayoutError
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,9 +59,10 @@ def _plan_command(options: argparse.Namespace) -> Outcome:
         plan.to_html(options.html)
         written.append(options.html)
     if options.dump_problem and plan.live is not None:
+        from passes.question import whole_problem
         from passes.solve import write_problem
 
-        write_problem(plan.live.priced.problem, options.dump_problem, options.target)
+        write_problem(whole_problem(plan.live.priced), options.dump_problem, options.target)
         written.append(options.dump_problem)
     text = "\n".join([plan.summary(), *(f"wrote {path}" for path in written)])
     return Outcome(text, {"plan": plan.to_dict(), "written": written})

@@ -32,16 +32,17 @@ from parallelizer.errors import (
 from parallelizer.layouts import Rules, hand_layout
 from parallelizer.pins import check_pins, label, pin_axes, read_pins
 from parallelizer.plans import Array, Choice, Collective, Cost, Memory, Plan, Tried
+from parallelizer.prepared import prepared
 from parallelizer.propagation import MODES, complete, held, told, warning_text
 from parallelizer.register import check_rules
 from parallelizer.relaxations import Asked, does_not_fit
 from parallelizer.tracer import Traced
-from passes.explain import adjacency, reason
+from passes.explain import reason
 from passes.ir import Graph, Literal, Sharding, walk
 from passes.ir.text import graph_hash
-from passes.layout import Found, MemoryError_, PinError, TimeError, search_layout
+from passes.layout import Found, Looked, MemoryError_, TimeError, search_layout
 from passes.meshes import AXIS_NAMES, candidate_meshes
-from passes.normalize import drop_dead
+from passes.pinning import PinError
 from passes.propagate import Propagated
 from passes.rules import rule_name
 from passes.trips import Loop, TripError, hinted
@@ -87,7 +88,7 @@ def make_plan(
     start = time.monotonic()
     if mode not in MODES:
         raise ModeError.of_mode(mode, MODES)
-    graph, loops = with_trips(drop_dead(traced.graph), loop_trips)
+    graph, loops = with_trips(prepared(traced.graph), loop_trips)
     check_rules(graph)
     pinned = read_pins(pins or {}, graph)
     if annotations not in ("keep", "ignore"):
@@ -115,7 +116,7 @@ def make_plan(
     elif noted.types:
         fixed = held(graph, legal[0], pinned, {v: s for v, (_, s) in noted.types.items()})
     try:
-        best, found = search_layout(graph, legal, limit, fixed, time_limit_s)
+        best, looked = search_layout(graph, legal, limit, fixed, time_limit_s)
     except MemoryError_ as error:
         asked = Asked(graph, legal, meshes_for(topology, None, pin_axes(pinned)), limit, fixed, time_limit_s)
         raise does_not_fit(error, asked) from error
@@ -126,7 +127,7 @@ def make_plan(
     unknown = _unknown(best)
     if strict and unknown:
         raise UnknownPrimitiveError.of(unknown)
-    plan = _report(traced, graph, topology, best, found, limit, pinned, unknown, time.monotonic() - start)
+    plan = _report(traced, graph, topology, best, looked, limit, pinned, unknown, time.monotonic() - start)
     if propagated is not None:
         plan = _propagated(plan, best, propagated)
     if placed is not None:
@@ -193,7 +194,7 @@ def _unknown(found: Found) -> tuple[tuple[str, int, str], ...]:
 
 
 def _report(
-    traced: Traced, graph: Graph, topology: Topology, best: Found, found: Sequence[Found], limit: int,
+    traced: Traced, graph: Graph, topology: Topology, best: Found, looked: Sequence[Looked], limit: int,
     pinned: Mapping[int, tuple[str, Sharding]], unknown: tuple[tuple[str, int, str], ...], search_s: float,
 ) -> Plan:  # fmt: skip
     layout, timeline = best.realized.layout, best.timeline
@@ -234,7 +235,7 @@ def _report(
         memory=Memory(limit, used.by_kind, used.by_argument),
         collectives=collectives_of(best, graph),
         choices=choices_of(best, graph, pinned),
-        tried=tuple(Tried(f.mesh.sizes, f.cost_s, f.status, f.search_s) for f in found),
+        tried=tuple(Tried(f.mesh.sizes, f.cost_s, f.status, f.search_s) for f in looked),
         unknown=unknown,
         pins={pattern: str(s) for pattern, s in pinned.values()},
         versions=versions(),
@@ -286,7 +287,6 @@ def _names(graph: Graph, found: Found) -> dict[int, str]:
 
 def choices_of(found: Found, graph: Graph, pinned: Mapping[int, tuple[str, Sharding]]) -> tuple[Choice, ...]:
     """One entry per decision group, inputs first."""
-    adjacent = adjacency(found.priced)
     names = _names(graph, found)
     paths = dict(zip(graph.inputs, graph.input_paths, strict=True))
     grouping = found.priced.program.grouping
@@ -296,7 +296,7 @@ def choices_of(found: Found, graph: Graph, pinned: Mapping[int, tuple[str, Shard
         if group.root not in found.realized.layout.values:
             continue
         inputs = tuple(paths[m] for m in group.members if m in paths)
-        why = reason(found.priced, found.choice, group.root, any(m in pinned for m in group.members), adjacent)
+        why = reason(found.priced, found.choice, group.root, any(m in pinned for m in group.members))
         out.append(
             Choice(
                 inputs or (names.get(group.root, group.kind),),

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from cost_model.mesh import LogicalMesh
 from parallelizer.errors import DoesNotFitError
 from passes.ir import Graph, Sharding
-from passes.layout import LayoutError, MemoryError_, search_layout
+from passes.layout import MemoryError_, search_layout
+from passes.pinning import LayoutError
 
 
 @dataclass(frozen=True, slots=True)

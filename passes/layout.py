@@ -1,50 +1,29 @@
 """The search within one program: meshes x strategies x memory, with a lower bound.
 
-One- and two-axis meshes are solved over every strategy. With three axes the strategies of a contraction run into
-thousands, so each pair of axes is first tied together (solved exactly as a two-axis mesh), then one axis at a time
-is freed, all groups deciding jointly where it goes, until nothing improves; the bound is then only that of perfectly
-divided contractions.
+The program is grouped once for all meshes. Every mesh is solved by the memory model; only layouts that may be the best
+are then spelled out and measured as they will be lowered.
 """
 
 from __future__ import annotations
 
-import itertools
+import heapq
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from cost_model.compute import op_time_s
 from cost_model.mesh import LogicalMesh
 from cost_model.simulate import Timeline
 from passes.footprint import Footprint, footprint
 from passes.grouping import group_values
-from passes.groups import Group, Place
-from passes.ir import OPEN, Graph, Sharding
+from passes.ir import Graph, Sharding
+from passes.mesh_search import Candidate, MeshSearch
 from passes.meshes import possible_cuts
-from passes.price import Priced, Pricer, price
+from passes.pinning import LayoutError, PinError, fixed_in_front
+from passes.price import Priced
 from passes.program import Program, analyse
 from passes.realize import Realized, realize
-from passes.solve import Solution, evaluate, solve, warm_up
-from passes.strategies import Strategy, all_strategies, enumerate_moves, enumerate_strategies, enumerate_tied
+from passes.solve import warm_up
 from passes.timeline import simulate_plan
-
-
-class LayoutError(ValueError):
-    """Base of what the search refuses."""
-
-
-class PinError(LayoutError):
-    """No strategy satisfies a pin. `value`, `shape`, `sharding`, `mesh` say which; `decided` is False where the value
-    follows from others in every layout (a constant, a repeated array, a random key), `against` another pinned value
-    that must be cut with it and cannot be."""
-
-    def __init__(
-        self, value: int, shape: tuple[int, ...], sharding: Sharding, mesh: LogicalMesh, decided: bool = True,
-        against: int | None = None,
-    ) -> None:  # fmt: skip
-        super().__init__(f"value {value} {shape} cannot be cut as {sharding} on {mesh.sizes}")
-        self.value, self.shape, self.sharding, self.mesh = value, shape, sharding, mesh
-        self.decided, self.against = decided, against
 
 
 class MemoryError_(LayoutError):
@@ -85,6 +64,22 @@ class Found:
         return 0.0 if self.status == "optimal" and gap < 1e-8 else gap
 
 
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """What a mesh was found to cost at best, by the memory model if it was never spelled out."""
+
+    mesh: LogicalMesh
+    cost_s: float
+    status: str
+    search_s: float
+
+
+# How often the limit of the memory model is lowered because the layout as lowered needs more than the model counts.
+_MOST_TIGHTER = 4
+# What a folded layout may become cheaper by when its layers may differ: more was not seen.
+_MAY_GAIN = 0.99
+
+
 def search_layout(
     graph: Graph,
     meshes: Sequence[LogicalMesh],
@@ -92,27 +87,19 @@ def search_layout(
     pins: Mapping[int, Sharding] | None = None,
     time_limit_s: float = 60.0,
     seed: int = 0,
-) -> tuple[Found, tuple[Found, ...]]:
-    """(the best layout over all meshes, the best of each mesh that was solved).
+) -> tuple[Found, tuple[Looked, ...]]:
+    """(the best layout over all meshes, what each mesh costs).
 
     `pins` fix the sharding of values by id (`OPEN` dimensions may be anything). Raises PinError when no mesh allows a
-    pin, MemoryError_ when nothing fits.
+    pin, MemoryError_ when nothing fits, TimeError when time was over before anything was found.
+
+    The solver's memory is a model: what it counts may be a little more or less than the footprint of the layout as it
+    is lowered. Where the footprint does not fit, the limit is lowered by what is missing and the problem solved again;
+    where nothing seems to fit, the leanest layouts are tried before it is refused.
     """
     warm_up()  # before the clock starts
-    found: list[Found] = []
-    failures: list[LayoutError] = []
-    deadline = time.monotonic() + time_limit_s
-    for i, mesh in enumerate(meshes):
-        left = max(1.0, (deadline - time.monotonic()) / (len(meshes) - i))
-        try:
-            found.append(search_on_mesh(graph, mesh, memory_limit_bytes, pins or {}, left, seed))
-        except LayoutError as error:
-            failures.append(error)
-    if not found:
-        memory = [e for e in failures if isinstance(e, MemoryError_)]
-        raise min(memory, key=lambda e: e.needed_bytes) if memory else failures[0]
-    best = min(found, key=lambda f: (f.cost_s, len(f.mesh.axis_sizes)))
-    return best, tuple(found)
+    search = _Search(graph, meshes, memory_limit_bytes, pins or {}, time.monotonic() + time_limit_s, seed)
+    return search.run()
 
 
 def search_on_mesh(
@@ -123,199 +110,105 @@ def search_on_mesh(
     time_limit_s: float,
     seed: int = 0,
 ) -> Found:
-    """The best layout on one mesh.
-
-    The solver's memory is a model: what it counts may be a little more or less than the footprint of the layout as it
-    is lowered. Where the footprint does not fit, the limit is lowered by what is missing and the problem solved again;
-    where nothing seems to fit, the leanest layouts are tried before it is refused.
-    """
-    start = time.monotonic()
-    program = analyse(graph, group_values(graph, possible_cuts(mesh.sizes), _cut_in_front(pins)))
-    limit = float(memory_limit_bytes)
-    solved = _three_axes if len(mesh.axis_sizes) > 2 else _all_axes
-    for _ in range(4):
-        left = max(1.0, time_limit_s - (time.monotonic() - start))
-        priced, solution, bound = solved(program, mesh, limit, pins, left, seed)
-        if solution.status == "unknown":  # out of time before the first choice: a plan is worth waiting for
-            priced, solution, bound = solved(program, mesh, limit, pins, max(left, 60.0), seed)
-        if solution.choice is None:
-            break
-        found = _found(priced, solution, bound, start)
-        if found.footprint.peak_bytes <= memory_limit_bytes:
-            return found
-        limit -= max(found.footprint.peak_bytes - memory_limit_bytes, memory_limit_bytes * 0.01)
-    leanest = _leanest(priced, solution, max(1.0, time_limit_s - (time.monotonic() - start)), seed, start)
-    if leanest.footprint.peak_bytes <= memory_limit_bytes:
-        return leanest
-    raise MemoryError_(leanest.footprint.peak_bytes, memory_limit_bytes, mesh, leanest.footprint)
+    """The best layout on one mesh; raises as `search_layout`."""
+    return search_layout(graph, (mesh,), memory_limit_bytes, pins, time_limit_s, seed)[0]
 
 
-def _found(priced: Priced, solution: Solution, bound: float, start: float) -> Found:
-    assert solution.choice is not None
-    realized = realize(priced, solution.choice)
-    timeline, used = simulate_plan(priced, realized), footprint(priced, realized)
-    seconds = time.monotonic() - start
-    return Found(priced, solution.choice, realized, timeline, used, solution.cost, bound, solution.status, seconds)
+def common_program(graph: Graph, meshes: Sequence[LogicalMesh], pins: Mapping[int, Sharding]) -> Program:
+    """Groups and facts that hold on every one of these meshes."""
+    cuts = sorted({c for mesh in meshes for c in possible_cuts(mesh.sizes)})
+    return analyse(graph, group_values(graph, cuts, fixed_in_front(pins)))
 
 
-# How far above the least peak of the memory model leanest layouts are looked for: right at it, nothing else counts.
-_ABOVE_LEAST = (1.0, 1.02, 1.05, 1.1, 1.2, 1.4)
-# Where the least peak is not known in time: shares of the peak of the cheapest layout.
-_BELOW_FREE = (1.0, 0.8, 0.6, 0.45, 0.3)
+class _Search:
+    def __init__(
+        self, graph: Graph, meshes: Sequence[LogicalMesh], limit_bytes: int, pins: Mapping[int, Sharding],
+        deadline: float, seed: int,
+    ) -> None:  # fmt: skip
+        self.limit_bytes, self.deadline = limit_bytes, deadline
+        program = common_program(graph, meshes, pins)
+        self.searches = [MeshSearch(program, mesh, pins, seed) for mesh in meshes]
+        self.limits = [float(limit_bytes)] * len(meshes)
+        self.spent_s = [0.0] * len(meshes)
+        self.looked: dict[int, Looked] = {}
+        self.failures: list[LayoutError] = []
 
+    def run(self) -> tuple[Found, tuple[Looked, ...]]:
+        queue: list[tuple[float, int, int, Candidate]] = []
+        for i, search in enumerate(self.searches):
+            left = max(1.0, (self.deadline - time.monotonic()) / (len(self.searches) - i))
+            self.enter(queue, i, time.monotonic() + left, search)
+        tried = [0] * len(self.searches)
+        while queue:
+            _, _, i, candidate = heapq.heappop(queue)
+            if candidate.folded:
+                self.refine(queue, i, candidate)
+                continue
+            found = self.spelled_out(i, candidate)
+            if found.footprint.peak_bytes <= self.limit_bytes:
+                return found, tuple(self.looked[k] for k in sorted(self.looked))
+            tried[i] += 1
+            missing = found.footprint.peak_bytes - self.limit_bytes
+            self.limits[i] -= max(missing, self.limit_bytes * 0.01)
+            if tried[i] < _MOST_TIGHTER:
+                left = max(1.0, self.deadline - time.monotonic())
+                self.enter(queue, i, time.monotonic() + left, self.searches[i])
+            else:
+                self.enter_leanest(queue, i, candidate)
+        memory = [e for e in self.failures if isinstance(e, MemoryError_)]
+        raise min(memory, key=lambda e: e.needed_bytes) if memory else self.failures[0]
 
-def _leanest(priced: Priced, solution: Solution, time_limit_s: float, seed: int, start: float) -> Found:
-    """The layout of the smallest footprint among the cheapest ones near the least peak that the model knows."""
-    problem = priced.problem
-    least = solution.least_over
-    if least is None:
-        # A limit that nothing can meet makes the solver say what the least is.
-        least = solve(replace(problem, memory_limit=1.0), time_limit_s=time_limit_s / 3, seed=seed).least_over
-    # Without a limit any choice will do, and the first one comes soon: worth waiting for, however little time is left.
-    free = solve(replace(problem, memory_limit=None), time_limit_s=max(20.0, time_limit_s / 3), seed=seed)
-    if free.choice is None:
-        raise TimeError(f"no layout was found on {priced.mesh.sizes} in the time that was left")
-    factors = _ABOVE_LEAST if least is not None else _BELOW_FREE
-    least = least if least is not None else free.choice
-    peak = evaluate(problem, least).peak_bytes
-    best: Found | None = None
-    for factor in factors:
-        limited = replace(problem, memory_limit=peak * factor)
-        lean = solve(limited, time_limit_s=max(1.0, time_limit_s / 10), seed=seed, warm_start=least)
-        if lean.choice is None:
-            continue
-        found = _found(priced, lean, free.bound, start)
-        if best is None or found.footprint.peak_bytes < best.footprint.peak_bytes:
-            best = found
-    if best is None:
-        return _found(priced, replace(solution, choice=least, cost=evaluate(problem, least).cost), free.bound, start)
-    return replace(best, status="feasible")
-
-
-def _all_axes(
-    program: Program, mesh: LogicalMesh, limit: float, pins: Mapping[int, Sharding], time_limit_s: float, seed: int
-) -> tuple[Priced, Solution, float]:
-    strategies = pinned(program, mesh, all_strategies(program, mesh), pins)
-    priced = price(program, mesh, strategies, limit)
-    solution = solve(priced.problem, time_limit_s=time_limit_s, seed=seed)
-    return priced, solution, solution.bound
-
-
-def _cut_in_front(pins: Mapping[int, Sharding]) -> tuple[int, ...]:
-    """Values whose first dimension, along which a loop may run, must be cut."""
-    return tuple(v for v, s in pins.items() if s.dims and s.dims[0])
-
-
-def pinned(
-    program: Program, mesh: LogicalMesh, strategies: Mapping[int, tuple[Strategy, ...]], pins: Mapping[int, Sharding]
-) -> dict[int, tuple[Strategy, ...]]:
-    """Only the strategies under which pinned values have their sharding. Raises PinError when a group has none left."""
-    out = dict(strategies)
-    graph = program.graph
-    before: dict[int, int] = {}  # the last pinned value of a group
-    for value, sharding in pins.items():
-        place = program.grouping.place(value)
-        if place is None:
-            if set(sharding.axes) - set(OPEN):
-                raise PinError(value, graph.values[value].shape, sharding, mesh, decided=False)
-            continue
-        left = tuple(s for s in out[place.group] if _agrees(sharding, s, place))
-        if not left:
-            alone = any(_agrees(sharding, s, place) for s in strategies[place.group])
-            raise PinError(
-                value, graph.values[value].shape, sharding, mesh, against=before.get(place.group) if alone else None
-            )
-        out[place.group] = left
-        before[place.group] = value
-    return out
-
-
-def _agrees(pin: Sharding, strategy: Strategy, place: Place) -> bool:
-    axes = (strategy.classes[c] if c >= 0 else () for c in place.dims)
-    return all(want in (OPEN, on) for want, on in zip(pin.dims, axes, strict=True))
-
-
-# ---- three axes ----
-def _three_axes(
-    program: Program, mesh: LogicalMesh, limit: float, pins: Mapping[int, Sharding], time_limit_s: float, seed: int
-) -> tuple[Priced, Solution, float]:
-    deadline = time.monotonic() + time_limit_s
-    shares = {g: _shares(program, group) for g, group in program.grouping.groups.items()}
-    pricer = Pricer(program, mesh)
-    best: tuple[Priced, Solution] | None = None
-    worst: tuple[Priced, Solution] | None = None
-    for tied in itertools.combinations(mesh.axis_names, 2):
-        if best is not None and time.monotonic() > deadline:
-            break
-        options = {
-            g: enumerate_tied(group, mesh.sizes, tied, shares[g]) for g, group in program.grouping.groups.items()
-        }
+    def enter(
+        self, queue: list[tuple[float, int, int, Candidate]], i: int, deadline: float, search: MeshSearch
+    ) -> None:
+        """Solve on mesh i and put what was found in the queue."""
+        start = time.monotonic()
         try:
-            options = pinned(program, mesh, options, pins)
-        except PinError:
-            options = pinned(program, mesh, _with_pinned(program, mesh, options, pins), pins)
-        priced = pricer.price(options, limit)
-        solution = solve(priced.problem, time_limit_s=max(1.0, (deadline - time.monotonic()) / 3), seed=seed)
-        if solution.choice is None:
-            worst = (priced, solution)
-            continue
-        priced, solution = _free_axes(pricer, shares, priced, solution, pins, limit, deadline, seed)
-        if best is None or solution.cost < best[1].cost:
-            best = (priced, solution)
-    if best is None:
-        assert worst is not None
-        return (*worst, 0.0)
-    return (*best, _perfect_division(program, mesh))
+            candidate = search.solve(self.limits[i], deadline)
+        except PinError as error:
+            self.failures.append(error)
+            return
+        self.spent_s[i] += time.monotonic() - start
+        if candidate.choice is None:
+            self.enter_leanest(queue, i, candidate)
+            return
+        self.put(queue, i, candidate)
 
+    def refine(self, queue: list[tuple[float, int, int, Candidate]], i: int, candidate: Candidate) -> None:
+        start = time.monotonic()
+        refined = self.searches[i].refine(candidate, self.limits[i], max(self.deadline, start + 5.0))
+        self.spent_s[i] += time.monotonic() - start
+        self.put(queue, i, refined)
 
-def _shares(program: Program, group: Group) -> bool:
-    return any(program.readers.get(v, 0) > 1 for v in group.members)
-
-
-def _with_pinned(
-    program: Program, mesh: LogicalMesh, options: Mapping[int, tuple[Strategy, ...]], pins: Mapping[int, Sharding]
-) -> dict[int, tuple[Strategy, ...]]:
-    """Every strategy for groups that hold a pin: the pinned one need not tie the axes."""
-    out = dict(options)
-    for value in pins:
-        place = program.grouping.place(value)
-        if place is not None:
-            group = program.grouping.groups[place.group]
-            out[place.group] = enumerate_strategies(group, mesh.sizes, _shares(program, group))
-    return out
-
-
-def _free_axes(
-    pricer: Pricer, shares: Mapping[int, bool], priced: Priced, solution: Solution, pins: Mapping[int, Sharding],
-    limit: float, deadline: float, seed: int,
-) -> tuple[Priced, Solution]:  # fmt: skip
-    """Free one axis at a time, the others where they are, until a whole round brings nothing."""
-    quiet = 0
-    program, mesh, groups = pricer.program, pricer.mesh, pricer.grouping.groups
-    for axis in itertools.cycle(sorted(mesh.axis_names, key=lambda a: -mesh.sizes[a])):
-        if quiet == len(mesh.axis_names) or time.monotonic() > deadline:
-            break
-        assert solution.choice is not None
-        current = {g: priced.strategies[g][solution.choice[n]] for n, g in enumerate(priced.order)}
-        options = {g: enumerate_moves(groups[g], s, axis, mesh.sizes, shares[g]) for g, s in current.items()}
-        again = pricer.price(pinned(program, mesh, options, pins), limit)
-        better = solve(again.problem, time_limit_s=max(1.0, deadline - time.monotonic()), seed=seed)
-        if better.choice is not None and better.cost < solution.cost * (1 - 1e-9):
-            priced, solution, quiet = again, better, 0
+    def enter_leanest(self, queue: list[tuple[float, int, int, Candidate]], i: int, candidate: Candidate) -> None:
+        """Nothing within the model's limit fits as it is lowered: the layout of the smallest footprint may."""
+        start = time.monotonic()
+        best: tuple[Candidate, Found] | None = None
+        for lean in self.searches[i].leanest(candidate, max(1.0, self.deadline - start)):
+            found = self.spelled_out(i, lean)
+            if best is None or found.footprint.peak_bytes < best[1].footprint.peak_bytes:
+                best = lean, found
+        self.spent_s[i] += time.monotonic() - start
+        mesh = self.searches[i].mesh
+        if best is None:
+            self.failures.append(TimeError(f"no layout was found on {mesh.sizes} in the time that was left"))
+        elif best[1].footprint.peak_bytes > self.limit_bytes:
+            used = best[1].footprint
+            self.failures.append(MemoryError_(used.peak_bytes, self.limit_bytes, mesh, used))
         else:
-            quiet += 1
-    return priced, solution
+            self.put(queue, i, best[0])
 
+    def put(self, queue: list[tuple[float, int, int, Candidate]], i: int, candidate: Candidate) -> None:
+        mesh = self.searches[i].mesh
+        self.looked[i] = Looked(mesh, candidate.cost_s, candidate.status, self.spent_s[i])
+        # What is folded may still become cheaper: it is looked at before what costs about the same.
+        cost = candidate.cost_s * (_MAY_GAIN if candidate.folded else 1.0)
+        heapq.heappush(queue, (cost, len(mesh.axis_sizes), i, candidate))
 
-def _perfect_division(program: Program, mesh: LogicalMesh) -> float:
-    """Seconds if every contraction were divided over all devices and nothing else took time: below every layout's
-    price."""
-    total = 0.0
-    chip = mesh.topology.chip
-    for group in program.grouping.groups.values():
-        if group.leader is not None and group.rule is not None and group.rule.kind == "contraction":
-            dtype = program.graph.value_of(group.leader.op.inputs[0]).dtype
-            total += group.leader.count * float(
-                op_time_s(chip, group.rule.flop / mesh.num_devices, 0.0, dtype, "contraction")
-            )
-    return total
+    def spelled_out(self, i: int, candidate: Candidate) -> Found:
+        choice = candidate.choice
+        assert choice is not None
+        realized = realize(candidate.priced, choice)
+        timeline, used = simulate_plan(candidate.priced, realized), footprint(candidate.priced, realized)
+        c = candidate
+        return Found(c.priced, choice, realized, timeline, used, c.cost_s, c.bound_s, c.status, self.spent_s[i])

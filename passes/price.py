@@ -1,4 +1,4 @@
-"""From groups and strategies to an assignment problem: seconds per strategy, seconds per pair, bytes over time.
+"""What strategies cost: seconds per strategy of a group, seconds per pair of strategies of two groups.
 
 The price is linear: computing, plus every collective as if nothing hid it. Collectives that nothing waits for in the
 forward and backward pass (gradient reductions, parameter gathers) are combined by the compiler, so they share one
@@ -8,8 +8,9 @@ latency in proportion to their bytes instead of paying one each.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -17,14 +18,9 @@ from cost_model.compute import op_time_s
 from cost_model.mesh import LogicalMesh
 from passes.borders import borders_s
 from passes.groups import Group, Place, Slot, Want
-from passes.ir import Sharding
-from passes.loops import brought_stacks
-from passes.memory import Life, reused_outputs
 from passes.program import Program
 from passes.reshard import Dims, Reshards, ReshardTable, combined_s
-from passes.solve import Edge, MemoryItem, Problem
 from passes.strategies import ARRIVING, Strategy
-from passes.tiling import stored_bytes
 
 FAMILY = {
     "contraction": "contraction", "elementwise": "elementwise", "reduction": "reduction", "movement": "copy",
@@ -35,17 +31,50 @@ FAMILY = {
 
 @dataclass(frozen=True)
 class Priced:
-    """The assignment problem of one program on one mesh. Node n decides group `order[n]`."""
+    """What every strategy of every group costs on one mesh, in seconds per step; `order` numbers the groups.
 
-    program: Program
-    mesh: LogicalMesh
+    `memory_limit` in bytes per device, or None where memory was not asked about.
+    """
+
+    pricer: Pricer = field(repr=False)
     order: tuple[int, ...]
     strategies: Mapping[int, tuple[Strategy, ...]]
     compute_s: Mapping[int, np.ndarray]
     communication_s: Mapping[int, np.ndarray]
-    problem: Problem
-    constant_bytes: float
-    reshards: Reshards = field(repr=False)
+    memory_limit: float | None
+
+    @property
+    def program(self) -> Program:
+        return self.pricer.program
+
+    @property
+    def mesh(self) -> LogicalMesh:
+        return self.pricer.mesh
+
+    def node_s(self, group: int) -> np.ndarray:
+        """Seconds per strategy of a group, whatever the others do."""
+        return self.compute_s[group] + self.communication_s[group]
+
+    @cached_property
+    def number(self) -> Mapping[int, int]:
+        """The place of every group in `order`."""
+        return {g: n for n, g in enumerate(self.order)}
+
+    @cached_property
+    def wants_of(self) -> Mapping[int, tuple[Want, ...]]:
+        """Per group, what it wants of other groups and they of it."""
+        out: dict[int, list[Want]] = {}
+        for w in self.program.grouping.wants:
+            u = self.pricer.place_of(w).group
+            if u != w.consumer:
+                out.setdefault(u, []).append(w)
+                out.setdefault(w.consumer, []).append(w)
+        return {g: tuple(wants) for g, wants in out.items()}
+
+    def pair(self, want: Want) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(matrix, row of each strategy of the value's group, column of each of the consumer's)."""
+        u = self.pricer.place_of(want).group
+        return self.pricer.pair_matrix(want, self.strategies[u], self.strategies[want.consumer])
 
 
 class Pricer:
@@ -64,9 +93,8 @@ class Pricer:
         # Layers repeat: equal questions about equal lists of strategies are answered once. The lists are kept alive
         # here, so that an id means one list.
         self._lists: dict[int, tuple[Strategy, ...]] = {}
-        self._stored: dict[object, np.ndarray] = {}
         self._cuts: dict[tuple[int, tuple[Slot, ...]], np.ndarray] = {}
-        self._communication: dict[object, np.ndarray] = {}
+        self._nodes: dict[object, tuple[np.ndarray, np.ndarray]] = {}
         self._matrices: dict[object, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
 
     # ---- single prices ----
@@ -116,37 +144,58 @@ class Pricer:
         return self._pieces[axes]
 
     def node(self, group: Group, strategies: tuple[Strategy, ...]) -> tuple[np.ndarray, np.ndarray]:
-        """(compute, communication) seconds per strategy."""
-        compute = np.zeros(len(strategies))
-        kept = self.program.lives.values()
+        """(compute, communication) seconds per strategy; layers that repeat are priced once."""
+        key = self.node_key(group, strategies)
+        if key not in self._nodes:
+            self._nodes[key] = self.computing(group, strategies), self.communicating(group, strategies)
+        return self._nodes[key]
+
+    def node_key(self, group: Group, strategies: tuple[Strategy, ...]) -> object:
+        """Equal for groups whose strategies cost the same by themselves."""
+        moved = tuple(sorted(self.moved(group).items()))
+        rule, values = group.rule, self.graph.values
+        if group.leader is None or rule is None or group.kind != "op":
+            return self.alike(group, strategies), moved
+        op = group.leader.op
+        arrays = [(a.shape, a.itemsize, a.dtype) for a in map(self.graph.value_of, (*op.inputs, *op.outputs))]
+        picked = rule.kind == "indexing" and bool(op.inputs) and values[op.outputs[0]].size_bytes
+        own = (rule.kind, rule.flop, rule.operands, rule.results, rule.halos, picked, group.leader.runs, *arrays)
+        return self.alike(group, strategies), moved, own
+
+    def moved(self, group: Group) -> dict[tuple[int, ...], float]:
+        """Bytes that are written and read again, by the classes that cut them."""
         moved: dict[tuple[int, ...], float] = {}
+        kept = self.program.lives.present
         for v in group.members:
             place = self.grouping.place(v)
             if v in kept and place is not None and not (group.kind == "op" and v == group.root):
                 key = tuple(sorted(c for c in place.dims if c >= 0))
                 moved[key] = moved.get(key, 0.0) + 2.0 * self.graph.values[v].size_bytes * self.program.runs(v)
-        for key, size in moved.items():
+        return moved
+
+    def computing(self, group: Group, strategies: tuple[Strategy, ...]) -> np.ndarray:
+        compute = np.zeros(len(strategies))
+        for key, size in self.moved(group).items():
             compute += op_time_s(self.chip, 0.0, size / self.cuts(strategies, key), "float32", "elementwise")
         if group.leader is not None and group.rule is not None and group.kind == "op":
             compute += self.leader(group, strategies)
-        alike = self.alike(group, strategies)
-        if alike not in self._communication:
-            borders = [borders_s(self.graph, group, s, self.sizes, self.collective) for s in strategies]
-            inside = [self.reductions(group, s) + self.finishes(group, s) + self.shared(group, s) for s in strategies]
-            self._communication[alike] = np.add(inside, borders)
-        return compute, self._communication[alike]
+        return compute
+
+    def communicating(self, group: Group, strategies: tuple[Strategy, ...]) -> np.ndarray:
+        borders = [borders_s(self.graph, group, s, self.sizes, self.collective) for s in strategies]
+        inside = [self.reductions(group, s) + self.finishes(group, s) + self.shared(group, s) for s in strategies]
+        return np.add(inside, borders)
 
     def alike(self, group: Group, strategies: tuple[Strategy, ...]) -> object:
-        """What the communication within a group depends on: layers that repeat are priced once."""
-        if group.rule is not None and group.rule.halos:
-            return group.id  # borders depend on the operation itself
+        """What the communication within a group depends on (borders follow from the operation, see `node_key`)."""
         values, runs = self.graph.values, group.leader.runs if group.leader is not None else 0.0
         root = (values[group.root].size_bytes, self.latency_share(group.root, group)) if group.root >= 0 else ()
         ends = [(f.visit.runs, values[f.result].size_bytes, f.result_dims, f.classes) for f in group.finishes]
         members = self.shared_members(group)
         copies = [(id(self.table(v, group)), self.program.runs(v), self.grouping.place(v)) for v in members]
         forms = tuple((table, count, place.dims) for table, count, place in copies if place is not None)
-        return self.known(strategies), runs, root, tuple(ends), forms
+        once = group.leader.count if group.leader is not None else 0
+        return self.known(strategies), runs, once, root, tuple(ends), forms
 
     def leader(self, group: Group, strategies: tuple[Strategy, ...]) -> np.ndarray:
         visit, rule = group.leader, group.rule
@@ -217,7 +266,16 @@ class Pricer:
         self, want: Want, source: tuple[Strategy, ...], target: tuple[Strategy, ...]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(matrix, row of each source strategy, column of each target strategy) of one want."""
-        group = self.grouping.groups[self._place(want).group]
+        key = self.pair_key(want, source, target)
+        if key not in self._matrices:
+            self._matrices[key] = self.fresh_matrix(want, source, target, *key[-2:])
+        return self._matrices[key]
+
+    def pair_key(
+        self, want: Want, source: tuple[Strategy, ...], target: tuple[Strategy, ...]
+    ) -> tuple[int, tuple[int, int], tuple[int, ...], tuple[Slot, ...], float, bool, bool]:
+        """Equal for wants that cost the same whatever both groups choose."""
+        group = self.grouping.groups[self.place_of(want).group]
         consumer = self.grouping.groups[want.consumer]
         table = self.table(want.value, group)
         has_copy = self.program.readers.get(want.value, 0) > 1
@@ -229,20 +287,12 @@ class Pricer:
             and want.visit.op is consumer.leader.op
         )
         lists = (self.known(source), self.known(target))
-        key = (id(table), lists, self._place(want).dims, want.slots, want.runs, has_copy, sums)
-        if key not in self._matrices:
-            self._matrices[key] = self.fresh_matrix(want, source, target, table, has_copy, sums)
-        return self._matrices[key]
+        return id(table), lists, self.place_of(want).dims, want.slots, want.runs, has_copy, sums
 
     def fresh_matrix(
-        self,
-        want: Want,
-        source: tuple[Strategy, ...],
-        target: tuple[Strategy, ...],
-        table: ReshardTable,
-        has_copy: bool,
-        sums: bool,
+        self, want: Want, source: tuple[Strategy, ...], target: tuple[Strategy, ...], has_copy: bool, sums: bool
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        table = self.table(want.value, self.grouping.groups[self.place_of(want).group])
         rows: dict[tuple[Dims, Dims, frozenset[str]], int] = {}
         cols: dict[tuple[Dims, frozenset[str]], int] = {}
         row_of = np.empty(len(source), dtype=np.int64)
@@ -267,133 +317,25 @@ class Pricer:
                     matrix[i, j] = np.inf
         return matrix, row_of, col_of
 
-    def _place(self, want: Want) -> Place:
+    def place_of(self, want: Want) -> Place:
         place = self.grouping.place(want.value)
         assert place is not None
         return place
 
-    # ---- memory ----
-    def memory(
-        self, strategies: Mapping[int, tuple[Strategy, ...]]
-    ) -> tuple[dict[tuple[int, int, int], np.ndarray], list[Life]]:
-        """Bytes per strategy by (group, start, end), and lives of values that no decision cuts."""
-        items: dict[tuple[int, int, int], np.ndarray] = {}
-        loose: list[Life] = []
-
-        def add(group: int, start: int, end: int, usage: np.ndarray) -> None:
-            key = (group, start, end)
-            items[key] = items[key] + usage if key in items else usage
-
-        reused = reused_outputs(self.graph)
-        for life in self.program.lives.kept:
-            place = self.grouping.place(life.value)
-            if life.value in reused or life.rewritten or (life.copy and self.chip.platform != "tpu"):
-                continue
-            if place is None:
-                loose.append(life)
-                continue
-            add(place.group, life.start, life.end, self.kept_bytes(life, strategies[place.group]))
-        position = {v.op.id: i for i, v in enumerate(self.grouping.visits)}
-        for g, options in strategies.items():
-            group = self.grouping.groups[g]
-            if any(s.shared is not None for s in options):
-                self.shared_memory(group, options, add)
-        for want in self.grouping.wants:
-            if want.role == "operand" and want.visit is not None:
-                at = position[want.visit.op.id]
-                add(want.consumer, at, at + 1, self.moved_bytes(want, strategies[want.consumer]))
-        for want, start, end in brought_stacks(self.grouping):
-            add(want.consumer, start, end, self.moved_bytes(want, strategies[want.consumer]))
-        return items, loose
-
-    def kept_bytes(self, life: Life, options: tuple[Strategy, ...]) -> np.ndarray:
-        """Bytes that one device stores of a value, per strategy of its group."""
-        v, place = self.graph.values[life.value], self.grouping.place(life.value)
-        assert place is not None
-        itemsize = v.itemsize // 2 if life.narrow and self.chip.platform == "tpu" else v.itemsize
-        major = self.program.lives.major.get(life.value, frozenset())
-        key = (self.known(options), place.dims, v.shape, itemsize, major)
-        if key not in self._stored:
-            forms = [self.form(life.value, s) for s in options]
-            sizes = {
-                f: stored_bytes(Sharding(f).local_shape(v.shape, self.sizes), itemsize, self.chip.platform, major)
-                for f in set(forms)
-            }
-            self._stored[key] = np.array([float(sizes[f]) for f in forms])
-        return self._stored[key]
-
-    def moved_bytes(self, want: Want, options: tuple[Strategy, ...]) -> np.ndarray:
-        """Room for an operand that is brought to where it is used: what it has there beyond the smallest part.
-
-        Whether it has to move depends on the other group too, which a memory item cannot see; counting it always is
-        safe, and nothing for operands that are cut over all devices.
-        """
-        size = self.graph.values[want.value].size_bytes
-        return size / self.cuts(options, want.slots) - size / self.mesh.num_devices
-
-    def shared_memory(
-        self,
-        group: Group,
-        options: tuple[Strategy, ...],
-        add: Callable[[int, int, int, np.ndarray], None],
-    ) -> None:
-        for v in self.shared_members(group):
-            usage = np.zeros(len(options))
-            for i, s in enumerate(options):
-                if s.shared is not None:
-                    usage[i] = self.graph.values[v].size_bytes / math.prod(
-                        self.pieces(a) for a in self.form(v, s, shared=True)
-                    )
-            add(group.id, *self.program.copy_spans[v], usage)
-
     # ---- all together ----
     def price(self, strategies: Mapping[int, tuple[Strategy, ...]], memory_limit: float | None) -> Priced:
-        order = tuple(strategies)
-        node_of = {g: n for n, g in enumerate(order)}
+        """Prices of every group; edges and memory are asked of the result where they are needed."""
         compute: dict[int, np.ndarray] = {}
         communication: dict[int, np.ndarray] = {}
-        for g in order:
-            compute[g], communication[g] = self.node(self.grouping.groups[g], strategies[g])
-        pairs: dict[tuple[int, int], list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
+        for g, options in strategies.items():
+            compute[g], communication[g] = self.node(self.grouping.groups[g], options)
         for w in self.grouping.wants:
-            u, v = self._place(w).group, w.consumer
-            matrix, row_of, col_of = self.pair_matrix(w, strategies[u], strategies[v])
-            if u == v:
+            u = self.place_of(w).group
+            if u == w.consumer:
+                matrix, row_of, col_of = self.pair_matrix(w, strategies[u], strategies[u])
                 communication[u] = communication[u] + matrix[row_of, col_of]
-            elif u < v:
-                pairs.setdefault((u, v), []).append((matrix, row_of, col_of))
-            else:
-                pairs.setdefault((v, u), []).append((matrix.T, col_of, row_of))
-        edges = tuple(_combine(node_of[u], node_of[v], parts) for (u, v), parts in pairs.items())
-        items, loose = self.memory(strategies)
-        memory = tuple(MemoryItem(node_of[g], start, end, usage) for (g, start, end), usage in items.items())
-        constant = float(sum(self.graph.values[x.value].size_bytes for x in loose))
-        limit = None if memory_limit is None else memory_limit - constant
-        problem = Problem(tuple(compute[g] + communication[g] for g in order), edges, memory, limit)
-        return Priced(
-            self.program, self.mesh, order, strategies, compute, communication, problem, constant, self.reshards
-        )
+        return Priced(self, tuple(strategies), strategies, compute, communication, memory_limit)
 
 
 def _share(size_bytes: int, total_bytes: int) -> float:
     return size_bytes / max(total_bytes, size_bytes, 1)
-
-
-def price(
-    program: Program, mesh: LogicalMesh, strategies: Mapping[int, tuple[Strategy, ...]], memory_limit: float | None
-) -> Priced:
-    """The assignment problem for these strategies per group. To price several, keep one `Pricer`."""
-    return Pricer(program, mesh).price(strategies, memory_limit)
-
-
-def _combine(u: int, v: int, parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Edge:
-    """One edge for several wants between the same two groups: rows and columns that agree in every part are one."""
-    if len(parts) == 1:
-        matrix, row_of, col_of = parts[0]
-        return Edge(u, v, matrix, row_of, col_of)
-    rows, row_of = np.unique(np.stack([p[1] for p in parts]), axis=1, return_inverse=True)
-    cols, col_of = np.unique(np.stack([p[2] for p in parts]), axis=1, return_inverse=True)
-    matrix = np.zeros((rows.shape[1], cols.shape[1]))
-    for k, (m, _, _) in enumerate(parts):
-        matrix += m[np.ix_(rows[k], cols[k])]
-    return Edge(u, v, matrix, row_of.reshape(-1), col_of.reshape(-1))

@@ -69,6 +69,7 @@ class _Realizer:
         self.pricer = priced.pricer
         self.chosen = {g: priced.strategies[g][choice[n]] for n, g in enumerate(priced.order)}
         self.position = {v.op.id: i for i, v in enumerate(self.grouping.visits)}
+        self.made = {r: i for i, v in enumerate(self.grouping.visits) for r in v.op.outputs}
         self.values: dict[int, Sharding] = {}
         self.shared: dict[int, Sharding] = {}
         self.moves: dict[MoveKey, tuple[Step, ...]] = {}
@@ -145,10 +146,7 @@ class _Realizer:
 
     def end_of(self, want: Want) -> int:
         """Where a value that leaves (the program, or an iteration) is moved: where it was made."""
-        for i, v in enumerate(self.grouping.visits):
-            if want.value in v.op.outputs:
-                return i
-        return len(self.grouping.visits)
+        return self.made.get(want.value, len(self.grouping.visits))
 
     def operand_form(self, visit: Visit, operand: int, want: Want, target: Sharding) -> Sharding:
         """Sharding of the operand itself, which may repeat the moved value along new dimensions."""

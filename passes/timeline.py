@@ -5,7 +5,7 @@ from __future__ import annotations
 from cost_model.collectives import communication_streams
 from cost_model.simulate import Task, Timeline, simulate
 from passes.ir import Literal
-from passes.price import Priced, Pricer
+from passes.price import Priced
 from passes.realize import PlannedCollective, Realized
 
 _AFTER = frozenset(
@@ -44,7 +44,7 @@ def tasks(priced: Priced, realized: Realized) -> list[Task]:
 class _Builder:
     def __init__(self, priced: Priced) -> None:
         self.priced = priced
-        self.pricer = Pricer(priced.program, priced.mesh)
+        self.pricer = priced.pricer
         self.tasks: list[Task] = []
         self.ready: dict[int, int] = {}  # value -> the collective that completes it
         self.last = -1  # the last compute task

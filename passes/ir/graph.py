@@ -109,6 +109,8 @@ class Graph:
     donated: frozenset[int] = frozenset()
     carried: Mapping[int, int] = field(default_factory=dict)
     constants: Mapping[int, Any] = field(default_factory=dict)
+    # What passes found out about this graph's operations and would find again (their rules): nothing depends on it.
+    memo: dict[object, Any] = field(default_factory=dict, init=False, repr=False)
 
     def shape_of(self, operand: Operand) -> tuple[int, ...]:
         return operand.shape if isinstance(operand, Literal) else self.values[operand].shape

@@ -11,7 +11,7 @@ from passes.rules.registry import View, rule
     "eq_to", "floor", "ge", "gt", "imag", "is_finite", "le", "le_to", "lt", "lt_to", "max", "min", "mul", "mulhi",
     "ne", "neg", "nextafter", "not", "one_minus_square", "or", "population_count", "real", "reduce_precision",
     "rem", "round", "select_n", "shift_left", "shift_right_arithmetic", "shift_right_logical", "sign", "square",
-    "sub", "threefry2x32", "xor",
+    "sub", "threefry2x32", "xor", by_shape=True,
 )  # fmt: skip
 def cheap(view: View) -> Rule:
     return view.elementwise(1.0)
@@ -21,6 +21,7 @@ def cheap(view: View) -> Rule:
     "acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "bessel_i0e", "bessel_i1e", "cbrt", "cos", "cosh",
     "digamma", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "integer_pow", "lgamma", "log", "log1p", "log2",
     "logistic", "polygamma", "pow", "rsqrt", "sin", "sinh", "sqrt", "tan", "tanh", "zeta",
+    by_shape=True,
 )  # fmt: skip
 def transcendental(view: View) -> Rule:
     return view.elementwise(1.0)
@@ -33,7 +34,7 @@ def iterated(view: View) -> Rule:
     return view.elementwise(1.0, kind="lines")
 
 
-@rule("copy", "device_put", "name", "pvary", "reshard", "sharding_constraint", "stop_gradient")
+@rule("copy", "device_put", "name", "pvary", "reshard", "sharding_constraint", "stop_gradient", by_shape=True)
 def same(view: View) -> Rule:
     """What says something about an array and computes nothing."""
     return view.elementwise(0.0)

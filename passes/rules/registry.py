@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from passes.ir import Graph, Op
 from passes.rules.notation import Rule, letters, parse, rule_of
@@ -115,14 +115,22 @@ class DuplicateRule(ValueError):
 _USERS: dict[str, Registered] = {}
 
 
-def rule(*primitives: str) -> Callable[[RuleMaker], RuleMaker]:
-    """Register the decorated function as the rule of these primitives. Registering one twice is an error."""
+_BY_SHAPE: set[str] = set()
+
+
+def rule(*primitives: str, by_shape: bool = False) -> Callable[[RuleMaker], RuleMaker]:
+    """Register the decorated function as the rule of these primitives. Registering one twice is an error.
+
+    `by_shape`: the rule follows from the shapes alone, so that equal shapes need not be asked about again.
+    """
 
     def register(make: RuleMaker) -> RuleMaker:
         for p in primitives:
             if p in _RULES:
                 raise DuplicateRule(p, _RULES[p].__module__, True)
             _RULES[p] = make
+            if by_shape:
+                _BY_SHAPE.add(p)
         return make
 
     return register
@@ -201,11 +209,27 @@ def user_rule(registered: Registered, view: View) -> Rule | None:
 
 def rule_for(graph: Graph, op: Op) -> Rule:
     """The rule of one operation; an unknown primitive gets the opaque rule (replicated, counted in every report)."""
+    known = graph.memo.get(op.id)
+    if known is not None and known[0] is op:
+        return cast(Rule, known[1])
+    make = _RULES.get(op.primitive)
+    if op.primitive in _BY_SHAPE:
+        assert make is not None
+        shapes = (make, graph.values[op.outputs[0]].shape, len(op.outputs), *map(graph.shape_of, op.inputs))
+        found = graph.memo.get(shapes)
+        if found is None:
+            found = graph.memo[shapes] = make(view_of(graph, op))
+    else:
+        found = _asked(graph, op, make)
+    graph.memo[op.id] = op, found
+    return cast(Rule, found)
+
+
+def _asked(graph: Graph, op: Op, make: RuleMaker | None) -> Rule:
     view = view_of(graph, op)
     own = registered_for(op) if _USERS else None
     if own is not None:
         found = user_rule(own[1], view)
         if found is not None:
             return found
-    make = _RULES.get(op.primitive)
     return view.opaque() if make is None else make(view)

@@ -2,7 +2,6 @@
 
 from .door import Incumbent, Solution, solve
 from .files import problem_from_json, read_problem, write_problem
-from .potentials import Potentials, potentials
 from .problem import Edge, Evaluation, MemoryItem, Problem, ProblemError, choice_cost, evaluate
 from .warm import warm_up
 
@@ -11,13 +10,11 @@ __all__ = [
     "Evaluation",
     "Incumbent",
     "MemoryItem",
-    "Potentials",
     "Problem",
     "ProblemError",
     "Solution",
     "choice_cost",
     "evaluate",
-    "potentials",
     "problem_from_json",
     "read_problem",
     "solve",

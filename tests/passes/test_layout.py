@@ -13,11 +13,13 @@ from parallelizer import zoo
 from parallelizer.tracer import trace
 from passes.grouping import group_values
 from passes.ir import Sharding
-from passes.layout import MemoryError_, PinError, search_layout, search_on_mesh
+from passes.layout import MemoryError_, search_layout, search_on_mesh
 from passes.meshes import candidate_meshes, possible_cuts
 from passes.normalize import drop_dead
-from passes.price import price
+from passes.pinning import PinError
+from passes.price import Pricer
 from passes.program import analyse
+from passes.question import whole_problem
 from passes.solve import evaluate, solve
 from passes.strategies import all_strategies
 
@@ -60,7 +62,7 @@ def _problem(fn, args, sizes, topology="cpu:4", limit=None):
     graph = drop_dead(trace(fn, args).graph)
     mesh = logical_mesh(parse_topology(topology), sizes)
     program = analyse(graph, group_values(graph, possible_cuts(sizes)))
-    return graph, mesh, price(program, mesh, all_strategies(program, mesh), limit)
+    return graph, mesh, whole_problem(Pricer(program, mesh).price(all_strategies(program, mesh), limit))
 
 
 def _brute_force(problem):
@@ -76,17 +78,17 @@ def _brute_force(problem):
 @pytest.mark.parametrize("tight", [False, True])
 def test_the_search_finds_what_trying_everything_finds(name, tight):
     fn, args = TINY[name]
-    graph, mesh, priced = _problem(fn, args, {"x": 4})
-    combinations = np.prod([float(len(c)) for c in priced.problem.node_costs])
+    graph, mesh, problem = _problem(fn, args, {"x": 4})
+    combinations = np.prod([float(len(c)) for c in problem.node_costs])
     assert combinations < 3e5, "too large to try everything"
     limit = 1e12
     if tight:
         free = search_on_mesh(graph, mesh, 10**12, {}, 10.0)
-        peaks = evaluate(priced.problem, free.choice).peak_bytes
+        peaks = evaluate(problem, free.choice).peak_bytes
         limit = peaks * 0.7
-        graph, mesh, priced = _problem(fn, args, {"x": 4}, limit=limit)
-    solution = solve(priced.problem, time_limit_s=20)
-    best = _brute_force(priced.problem)
+        graph, mesh, problem = _problem(fn, args, {"x": 4}, limit=limit)
+    solution = solve(problem, time_limit_s=20)
+    best = _brute_force(problem)
     if best == np.inf:
         assert solution.choice is None
     else:
