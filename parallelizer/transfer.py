@@ -1,4 +1,4 @@
-"""Moving an array from one mesh to another: what is sent by whom in which order, how long it takes, and the move itself."""
+"""Moving an array from one mesh to another: who sends what in which order, how long it takes, and the move itself."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def _side(
 ) -> tuple[Placement, NamedSharding | None]:
     """Where one side lies; without devices it begins at device `free`."""
     if isinstance(given, NamedSharding):
-        sizes, spec = dict(given.mesh.shape), given.spec
+        sizes, spec = dict(given.mesh.shape), tuple(given.spec)
         if _concrete(given):
             listed = list(given.mesh.devices.flat)
             absent = [str(d) for d in listed if d not in order]
@@ -201,7 +201,7 @@ def _side(
             return placement, given
         devices = None
     else:
-        sizes, spec = dict(given[0]), given[1]
+        sizes, spec = dict(given[0]), tuple(given[1])
         devices = [int(d) for d in given[2]] if len(given) > 2 else None
     size = math.prod(sizes.values())
     if devices is None:
@@ -240,4 +240,3 @@ def _check_even(side: str, placement: Placement, shape: tuple[int, ...]) -> None
     for dim, (n, axes) in enumerate(zip(shape, sharding.dims, strict=True)):
         if n % math.prod(sizes[a] for a in axes):
             raise TransferShardingError.of_uneven(side, dim, n, {a: sizes[a] for a in axes})
-

@@ -58,7 +58,7 @@ def _bound(move: Move) -> list[str]:
 
 
 def _tasks(move: Move) -> list[str]:
-    rows = [("task", "from", "to", "block", "bytes", "over", "start", "end", "after")]
+    rows: list[tuple[str, ...]] = [("task", "from", "to", "block", "bytes", "over", "start", "end", "after")]
     rows += [_task(s) for s in move.sends[:_TASKS]]
     return _table(rows, len(move.sends) - _TASKS, "tasks")
 
@@ -73,7 +73,7 @@ def _task(send: Send) -> tuple[str, ...]:
 
 
 def _loads(move: Move) -> list[str]:
-    rows = [("carries", "bytes", "busy", "of the time")]
+    rows: list[tuple[str, ...]] = [("carries", "bytes", "busy", "of the time")]
     busiest = sorted(move.loads, key=lambda load: (-load.busy_s, load.resource))
     for load in busiest[:_LOADS]:
         share = load.busy_s / move.makespan_s if move.makespan_s else 0.0

@@ -1,4 +1,4 @@
-"""Errors of moving arrays between meshes: sub-meshes and shardings that cannot be, arrays that are not what was planned."""
+"""Errors of moving arrays between meshes: sub-meshes and shardings that cannot be, arrays other than planned."""
 
 from __future__ import annotations
 
@@ -80,8 +80,7 @@ class TransferMeshError(ParallelizerError, ValueError):
 
 
 class TransferShardingError(ParallelizerError, ValueError):
-    """A sharding that the array cannot have: unknown or repeated axes, too many dimensions, dimensions that JAX does not
-    cut."""
+    """A sharding that the array cannot have: unknown or repeated axes, too many dimensions, unequal blocks."""
 
     @classmethod
     def of_axis(cls, side: str, axis: str, axes: Mapping[str, int]) -> Self:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, SingleDeviceSharding
 
+from parallelizer.compat import copies_on
 from passes.cross_mesh import Box, Move, boxes
 from passes.cross_mesh.tiles import intersect
 
@@ -81,8 +82,8 @@ class Runner:
                     arrays[number] = piece
         for copies in self.copies:
             given = [arrays[n] if a < 0 else arrays[a] for n, a in zip(copies.sends, copies.after, strict=True)]
-            # Keys before values: a task's slice at the sender becomes its copy at the receiver.
-            arrays.update(zip(copies.sends, jax.device_put(given, list(copies.to)), strict=True))
+            # Until now a task's number stood for the slice at its sender; from now on for the copy at its receiver.
+            arrays.update(zip(copies.sends, copies_on(given, copies.to), strict=True))
         blocks = []
         for receiver in self.receivers:
             parts = [

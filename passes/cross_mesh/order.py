@@ -31,14 +31,14 @@ def turns(hops: Sequence[Hop], seconds: Sequence[float]) -> tuple[Turn, ...]:
     pairs: dict[tuple[Resource, Resource], list[int]] = {}
     links: list[int] = []
     for hop in hops:
-        if len(hop.path.resources) == 2 and not hop.path.resources[0][0].startswith("link"):
+        if hop.path.at_once:
             pairs.setdefault((hop.path.resources[0], hop.path.resources[1]), []).append(hop.id)
         else:
             links.append(hop.id)
     out: list[Turn] = []
     for _, pair, low, high in _windows(pairs, seconds):
         out += _cut(pairs[pair], seconds, low, high)
-    # On a torus the farthest go first: they hold many links, and the near ones fill the gaps.
+    # On a torus the farthest go first, and the near ones fill the gaps.
     links.sort(key=lambda i: (hops[i].depth, -len(hops[i].path.resources), i))
     return (*out, *(Turn(i, 0.0, 1.0) for i in links))
 

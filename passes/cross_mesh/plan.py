@@ -21,6 +21,7 @@ STYLES = (
     Style(gather=False),
     Style(ways=2),
     Style(ways=4),
+    Style(ways=6),
     Style(shape="tree"),
     Style(shape="star"),
     Style(once=False),
@@ -91,7 +92,8 @@ def plan_move(
 ) -> Move:
     """Plan to move an array of `shape` and `itemsize` bytes per element; device indices are the topology's.
 
-    All of STYLES are tried, and pieces from coarse to fine while finer ones help; the shortest simulated makespan wins. Raises BadPlacement and BadCards.
+    All of STYLES are tried, and pieces from coarse to fine while finer ones help; the shortest simulated makespan wins.
+    Raises BadPlacement and BadCards.
     """
     source.check(shape)
     destination.check(shape)
@@ -140,7 +142,7 @@ def _timed(hops: Sequence[Hop], topology: Topology, bound_s: float) -> tuple[flo
 
 
 def _shared_ways(hops: Sequence[Hop]) -> bool:
-    return any(len(h.path.resources) > 2 for h in hops)
+    return any(not h.path.at_once for h in hops)
 
 
 def _lag(hops: Sequence[Hop], order: Sequence[Turn], seconds: Sequence[float], rounds: int) -> int:

@@ -70,11 +70,13 @@ class _Builder:
     wiring: Wiring
     style: Style
     hops: list[Hop]
+    paths: dict[tuple[int, int, int], Path]
+    tours: dict[tuple[int, tuple[int, ...], int], list[int]]
 
     def add(self, atom: int, low: int, high: int, sender: int, receiver: int, parent: int, way: int) -> int:
         block = self.atoms[atom]
         size = (high - low) * (block.elements // block.rows) * self.itemsize
-        path = self.wiring.path(sender, receiver, way)
+        path = self.path(sender, receiver, way)
         depth = 0 if parent < 0 else self.hops[parent].depth + 1
         self.hops.append(Hop(len(self.hops), atom, low, high, size, sender, receiver, path, parent, depth))
         return len(self.hops) - 1
@@ -90,6 +92,29 @@ class _Builder:
             out.append(self.add(atom, low, high, giver, receiver, arrived, way))
         return out
 
+    def path(self, sender: int, receiver: int, way: int) -> Path:
+        key = (sender, receiver, way)
+        if key not in self.paths:
+            self.paths[key] = self.wiring.path(sender, receiver, way)
+        return self.paths[key]
+
+    def tour(self, start: int, devices: tuple[int, ...], way: int) -> list[int]:
+        """`devices` but `start`, each the nearest to the one before; among equals the next in the cyclic order of the
+        way (odd ways: the one before)."""
+        key = (start, devices, way)
+        if key not in self.tours:
+            place = self.wiring.place
+            left = sorted((d for d in devices if d != start), key=lambda d: place(d, way), reverse=way % 2 == 1)
+            out, at = [], start
+            while left:
+                first = next((k for k, d in enumerate(left) if (place(d, way) < place(at, way)) == (way % 2 == 1)), 0)
+                after = left[first:] + left[:first]
+                at = min(after, key=lambda d: self.wiring.distance(at, d))
+                left.remove(at)
+                out.append(at)
+            self.tours[key] = out
+        return self.tours[key]
+
     def ways(self, low: int, high: int) -> list[tuple[int, int, int]]:
         """(low, high, way): the rows in as many parts as the style has ways."""
         n, rows = self.style.ways, high - low
@@ -99,7 +124,7 @@ class _Builder:
 
 def routes(atoms: Sequence[Atom], itemsize: int, wiring: Wiring, style: Style) -> tuple[Hop, ...]:
     """The hops of a transfer in a style, parents first."""
-    build = _Builder(atoms, itemsize, wiring, style, [])
+    build = _Builder(atoms, itemsize, wiring, style, [], {}, {})
     far = [_needy_islands(a, wiring, style.once) for a in atoms]
     senders = _spread(
         [(i, a.holders) for i, a in enumerate(atoms) if far[i]], atoms, itemsize, wiring.cards.__getitem__
@@ -215,25 +240,11 @@ def _over_network(
         for low, high, way in build.ways(start, stop):
             arrived = build.pass_on(atom, low, high, sender, entry, -1, way)
             for n, first, hop in zip(order, entry, arrived, strict=True):
-                build.pass_on(atom, low, high, first, tour(wiring, first, needy[n], way), hop, way)
+                build.pass_on(atom, low, high, first, build.tour(first, needy[n], way), hop, way)
 
 
 def _at(portions: Sequence[_Portion], row: int) -> tuple[int, ...]:
     return next(p.devices for p in portions if p.low <= row < p.high)
-
-
-def tour(wiring: Wiring, start: int, devices: Sequence[int], way: int = 0) -> list[int]:
-    """`devices` but `start`, each the nearest to the one before; among equals the next in cyclic order (odd ways: the
-    one before)."""
-    left = [d for d in sorted(devices, reverse=way % 2 == 1) if d != start]
-    out, at = [], start
-    while left:
-        place = next((k for k, d in enumerate(left) if (d < at) == (way % 2 == 1)), 0)
-        after = left[place:] + left[:place]
-        at = min(after, key=lambda d: len(wiring.path(at, d).resources))
-        left.remove(at)
-        out.append(at)
-    return out
 
 
 def _inside(build: _Builder, atoms: Sequence[Atom], itemsize: int, wiring: Wiring) -> None:
@@ -253,5 +264,5 @@ def _inside(build: _Builder, atoms: Sequence[Atom], itemsize: int, wiring: Wirin
             for p in portions[i]:
                 first = here[p.devices[0] % len(here)]
                 for low, high, way in build.ways(p.low, p.high):
-                    others = [first, *tour(wiring, first, here, way)]
+                    others = [first, *build.tour(first, here, way)]
                     build.pass_on(i, low, high, p.devices[0], others, -1, way)

@@ -29,17 +29,22 @@ class BadCards(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """From one device to another: everything that is busy meanwhile, the slowest rate, and the latency."""
+    """From one device to another: everything that is busy meanwhile, the slowest rate, and the latency.
+
+    `at_once`: the resources are held together (both ends of a switch), not one after the other (links of a torus).
+    """
 
     resources: tuple[Resource, ...]
     rate_bytes_per_s: float
     latency_s: float
+    at_once: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Wiring:
     """A topology as a transfer sees it. `islands[d]` and `cards[d]` say where device d is; `card_devices` how many
-    devices share a card; `slow` and `fast` are the positions of the network's and the island's dimensions."""
+    devices share a card; `slow` and `fast` are the positions of the network's and the island's dimensions, `at` the
+    coordinates of every device."""
 
     topology: Topology
     islands: tuple[int, ...]
@@ -47,6 +52,7 @@ class Wiring:
     card_devices: int
     slow: tuple[int, ...]
     fast: tuple[int, ...]
+    at: tuple[tuple[int, ...], ...]
 
     @property
     def card_rate_bytes_per_s(self) -> float:
@@ -74,17 +80,36 @@ class Wiring:
 
     def path(self, source: int, destination: int, turn: int = 0) -> Path:
         """The way of data from one device to another; on a torus, odd `turn`s go the other way round where both are
-        equally long, and every second pair of turns takes the dimensions in reverse."""
+        equally long, and each pair of turns begins with another dimension."""
         if self.islands[source] != self.islands[destination]:
             return self._over_network(source, destination)
-        a, b = self.topology.coordinates(source), self.topology.coordinates(destination)
+        a, b = self.at[source], self.at[destination]
         for d in self.fast:
             if a[d] != b[d] and self.topology.dims[d].kind not in ("torus", "die"):
                 return self._over_switch(source, destination, d, a[d], b[d])
         return self._over_links(a, b, turn)
 
+    def _dims(self, turn: int) -> tuple[int, ...]:
+        """The island's dimensions, beginning with another one for each pair of turns."""
+        first = turn // 2 % max(1, len(self.fast))
+        return self.fast[first:] + self.fast[:first]
+
+    def place(self, device: int, turn: int) -> tuple[int, ...]:
+        """What the devices of an island are ordered by in a turn: coordinates, from the turn's first dimension on."""
+        return tuple(self.at[device][d] for d in self._dims(turn))
+
+    def distance(self, a: int, b: int) -> int:
+        """Links of a torus between two devices of an island; 1 behind a switch."""
+        links = 0
+        for d in self.fast:
+            dim, away = self.topology.dims[d], abs(self.at[a][d] - self.at[b][d])
+            if away and dim.kind not in ("torus", "die"):
+                return 1
+            links += min(away, dim.size - away) if dim.wrap else away
+        return links
+
     def _over_network(self, source: int, destination: int) -> Path:
-        a, b = self.topology.coordinates(source), self.topology.coordinates(destination)
+        a, b = self.at[source], self.at[destination]
         outer = next(d for d in self.slow if a[d] != b[d])
         dim = self.topology.dims[outer]
         rows = dim.matrix_bytes_per_s
@@ -101,7 +126,7 @@ class Wiring:
     def _over_links(self, a: Sequence[int], b: Sequence[int], turn: int) -> Path:
         """Dimension by dimension, the shorter way round where there are two."""
         at, links, rates, latency = list(a), [], [], 0.0
-        for d in self.fast if turn % 4 < 2 else self.fast[::-1]:
+        for d in self._dims(turn):
             dim = self.topology.dims[d]
             up = (b[d] - at[d]) % dim.size
             down = (at[d] - b[d]) % dim.size
@@ -115,7 +140,7 @@ class Wiring:
                 rates.append(dim.bandwidth_bytes_per_s)
                 latency += dim.latency_s
                 at[d] = (at[d] + (1 if rises else -1)) % dim.size
-        return Path(tuple(links), min(rates, default=math.inf), latency)
+        return Path(tuple(links), min(rates, default=math.inf), latency, at_once=False)
 
 
 def wiring(topology: Topology, devices_per_card: int | None = None) -> Wiring:
@@ -127,14 +152,20 @@ def wiring(topology: Topology, devices_per_card: int | None = None) -> Wiring:
     slow = tuple(d for d, dim in enumerate(dims) if dim.slow)
     fast = tuple(d for d, dim in enumerate(dims) if not dim.slow)
     per_island = math.prod(dims[d].size for d in fast)
-    coordinates = [topology.coordinates(i) for i in range(topology.num_devices)]
+    coordinates = tuple(topology.coordinates(i) for i in range(topology.num_devices))
     islands = tuple(_number([at[d] for d in slow], [dims[d].size for d in slow]) for at in coordinates)
     torus = [d for d in fast if dims[d].kind == "torus"]
     if devices_per_card is None and torus:
         labels = [tuple(at[d] // 2 if d in torus[:2] else at[d] for d in (*slow, *torus)) for at in coordinates]
         known = {label: i for i, label in enumerate(dict.fromkeys(labels))}
         return Wiring(
-            topology, islands, tuple(known[x] for x in labels), topology.num_devices // len(known), slow, fast
+            topology,
+            islands,
+            tuple(known[x] for x in labels),
+            topology.num_devices // len(known),
+            slow,
+            fast,
+            coordinates,
         )
     if devices_per_card is None:
         devices_per_card = 1 if topology.platform == "gpu" else per_island
@@ -143,7 +174,7 @@ def wiring(topology: Topology, devices_per_card: int | None = None) -> Wiring:
     inside = [_number([at[d] for d in fast], [dims[d].size for d in fast]) for at in coordinates]
     per = per_island // devices_per_card
     cards = tuple(island * per + i // devices_per_card for island, i in zip(islands, inside, strict=True))
-    return Wiring(topology, islands, cards, devices_per_card, slow, fast)
+    return Wiring(topology, islands, cards, devices_per_card, slow, fast, coordinates)
 
 
 def _number(at: Sequence[int], sizes: Sequence[int]) -> int:
