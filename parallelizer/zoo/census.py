@@ -22,10 +22,10 @@ if __name__ == "__main__":
 
 import jax
 
+from parallelizer.prepared import prepared
 from parallelizer.tracer import trace
 from parallelizer.zoo.registry import model, names
 from passes.ir import Graph, Op, walk
-from passes.normalize import drop_dead
 from passes.rules.registry import has_rule, rule_for
 
 UNKNOWN = "unknown"
@@ -69,7 +69,7 @@ def census(name: str, **options: Any) -> Census:
     """The operations of the step of that model, made with these options."""
     made = model(name, **options)
     shapes = made.state_shapes(), made.batch_shapes()
-    graph = drop_dead(trace(made.step, shapes).graph)
+    graph = prepared(trace(made.step, shapes).graph)
     found = Counter((v.op.primitive, rule_kind(graph, v.op)) for v in walk(graph))
     form = ", ".join(f"{k}={v}" for k, v in options.items())
     return Census(f"{name} ({form})" if form else name, dict(found))

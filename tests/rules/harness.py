@@ -20,6 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from parallelizer.compiled import read_collectives
 from parallelizer.lower import lower
 from parallelizer.moves import named
+from parallelizer.prepared import prepared
 from parallelizer.tracer import trace
 from passes.borders import border_moves
 from passes.groups import Group
@@ -29,6 +30,7 @@ from passes.rules import Rule, rule_for
 from passes.strategies import Strategy, enumerate_strategies
 from tests.rules.draws import Example
 
+ADDED = ("roll", "within")  # operations that no program has until it is prepared
 MESHES: tuple[Mapping[str, int], ...] = ({"x": 2, "y": 2}, {"x": 4})
 
 
@@ -67,6 +69,8 @@ def operations(primitive: str, example: Example) -> list[Alone]:
     """The operations of this primitive in the program, each with the operands that it has when the program runs."""
     fn, args = example
     graph = trace(fn, args).graph
+    if primitive in ADDED:
+        graph = prepared(graph)
     found = [v.op for v in walk(graph) if v.op.primitive == primitive and not v.inside]
     made = [tuple(o for o in op.inputs if not isinstance(o, Literal)) for op in found]
     wanted = tuple(o for operands in made for o in operands)

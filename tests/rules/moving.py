@@ -183,6 +183,23 @@ def _subtract(d: Draw) -> Example:
     return fn, (d.floats(rows, width), d.ints(n, high=rows), d.floats(n, width))
 
 
+def _roll(d: Draw) -> Example:
+    by, axis = d.choice((1, -1, 3, 2, -5)), d.choice((0, 1))
+    return (lambda x: jnp.roll(x, by, axis)), (d.floats(*[d.size(4, 8, 12, 6) for _ in range(2)]),)
+
+
+def _shift(d: Draw) -> Example:
+    """Positions of which each sees the one before it, the first a number or another array's element."""
+    a, b = d.size(8, 4, 12, 6), d.size()
+    first = d.choice((0.0, 2.5))
+    return (lambda x: lax.pad(x, first, ((1, -1, 0), (0, 0, 0)))), (d.floats(a, b),)
+
+
+def _put_in_front(d: Draw) -> Example:
+    a, b = d.size(8, 4, 12, 6), d.size()
+    return (lambda x, y: jnp.concatenate([y, x[:-1]])), (d.floats(a, b), d.floats(1, b))
+
+
 def _stack(d: Draw) -> Example:
     shape, axis = d.shape(2), d.choice((0, 1, 2))
     return (lambda x, y: jnp.stack([x, y], axis)), (d.floats(*shape), d.floats(*shape))
@@ -240,6 +257,8 @@ EXAMPLES: Mapping[str, tuple[Maker, ...]] = {
     "squeeze": (_squeeze,),
     "slice": (_slice, _shorter),
     "pad": (_pad, _longer),
+    "roll": (_roll,),
+    "within": (_shift, _put_in_front),
     "rev": (_along(lambda x, axis: lax.rev(x, (axis,))),),
     "concatenate": (_concatenate,),
     "split": (_split,),
