@@ -226,10 +226,9 @@ def _cut_largest(
 
 def _residual(recipe: Recipe, dims: Dims, graph: Graph, sizes: Mapping[str, int]) -> dict[int, Sharding]:
     """The residual stream, (batch, length, embed): what a loop over layers carries, and sums of two such values."""
-    roles = {c: d for d in dims.named for c in d.classes}
 
     def is_stream(value: int) -> bool:
-        found = [roles[c].role if c in roles else None for c in dims.classes.values[value]]
+        found = [dims.by_class[c].role if c in dims.by_class else None for c in dims.classes.values[value]]
         return found == ["batch", "length", "embed"]
 
     cut = Sharding((recipe.batch, recipe.residual or (), ()))

@@ -11,6 +11,7 @@ import jax
 from jax.sharding import PartitionSpec
 
 from cost_model.mesh import LogicalMesh
+from parallelizer.dims import PlannedDim
 from parallelizer.errors import ParallelizerError
 from parallelizer.moves import to_spec
 from parallelizer.propagation import Propagation
@@ -117,7 +118,8 @@ class Plan:
     `options` are the static and donated arguments that the function was traced with, `nnx` whether it takes nnx
     objects, `loops` what loops of unknown length were taken to run, `mode` whether shardings were searched or
     propagated (`propagation` then says how). `live` and `traced` are there when the plan was made in this process; a
-    loaded plan gets them from `apply` or `compile`.
+    loaded plan gets them from `apply` or `compile`. `dims` are written into files; `parallelizer.dims.dims_of` gives
+    them for any plan.
     """
 
     function: str
@@ -151,6 +153,7 @@ class Plan:
     loops: tuple[Loop, ...] = ()
     mode: str = "search"
     propagation: Propagation | None = None
+    dims: tuple[PlannedDim, ...] = ()
 
     # ---- shardings ----
     @property

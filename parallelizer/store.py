@@ -13,11 +13,13 @@ import json
 import os
 import secrets
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from cost_model.hardware import UnknownChip
 from cost_model.mesh import LogicalMesh, Piece
 from cost_model.topology import ImpossibleTopology, Topology, UnknownTopology, parse_topology
+from parallelizer.dims import dims_of
 from parallelizer.errors import PlanFileError
 from parallelizer.plans import Plan
 from parallelizer.store_codec import BadData, Reader, Writer
@@ -60,7 +62,7 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
 def to_dict(plan: Plan) -> dict[str, Any]:
     """The plan as JSON-ready data with its format and checksum."""
     writer = Writer()
-    body = writer.record(plan, without=_OWN)
+    body = writer.record(replace(plan, dims=dims_of(plan)), without=_OWN)
     long = {name: body.pop(name) for name in ("inputs", "outputs", "collectives", "choices", "layout")}
     out = {
         "kind": _KIND,

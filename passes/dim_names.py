@@ -37,12 +37,13 @@ class Dim:
 class Dims:
     """The named dimensions of a program: those that its inputs have, and those with a role. `weights` are the inputs
     that hold parameters and what an optimizer keeps for them, `parameters` those of them that the model computes
-    with."""
+    with. `by_class` finds a dimension by its class."""
 
     classes: DimClasses
     named: tuple[Dim, ...]
     weights: frozenset[int]
     parameters: frozenset[int]
+    by_class: Mapping[int, Dim]
 
     def called(self, name: str) -> tuple[Dim, ...]:
         """What a name means: one dimension, or by the name of a role all that have it; empty for an unknown name."""
@@ -54,7 +55,7 @@ class Dims:
     def along(self, value: int) -> tuple[tuple[Dim, ...], ...]:
         """Per dimension of a value the named dimensions that a cut of it cuts, outermost first: heads merged with
         head_dim are cut as heads."""
-        by_class = {c: d for d in self.named for c in d.classes}
+        by_class = self.by_class
         out = []
         for c in self.classes.values[value]:
             chain = self.classes.majors(c) if c != ONE else ()
@@ -63,13 +64,13 @@ class Dims:
 
     def text(self, value: int) -> str:
         """The dimensions of a value by name, as in "layers embed (heads head_dim)"; 1 for size 1, ? where unnamed."""
-        by_class = {c: d.name for d in self.named for c in d.classes}
+        by_class = self.by_class
 
         def one(c: int) -> str:
             if c == ONE:
                 return "1"
             if c in by_class:
-                return by_class[c]
+                return by_class[c].name
             parts = self.classes.parts.get(c)
             return f"({' '.join(map(one, parts))})" if parts else "?"
 
@@ -88,7 +89,8 @@ def named_dims(graph: Graph, weights: frozenset[int] | None = None) -> Dims:
         for c, role in claim(facts, roles):
             if c != ONE:
                 roles.setdefault(c, role)
-    return Dims(classes, _named(facts, roles), weights, parameters)
+    named = _named(facts, roles)
+    return Dims(classes, named, weights, parameters, {c: d for d in named for c in d.classes})
 
 
 # ---- claims ----

@@ -11,6 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from parallelizer.dims import KINDS, DimCut, dims_of
 from parallelizer.inspect.facts import ArgumentRow, argument_rows, roles, traffic
 from parallelizer.inspect.words import (
     broken,
@@ -34,6 +35,8 @@ _BAR = 30
 _NARROW, _WIDE, _REASON = 28, 36, 22  # columns of array names and reasons
 _COLLECTIVES = 12
 _ARGUMENTS = 40
+_DIMENSIONS = 24
+_NOTICED = 0.02  # share of the bytes below which a cut is not mentioned
 _MESHES = 8
 RULES = "give them one with pz.register_rule (docs/rules.md)"
 TRIPS = {
@@ -46,7 +49,7 @@ TRIPS = {
 def summary(plan: Plan) -> str:
     """The plan as a text of at most 120 columns, without colours."""
     parts: list[RenderableType] = [_headline(plan), "", *_mesh(plan), *_time(plan), *_memory(plan)]
-    parts += [*_communication(plan), *_arguments(plan), *_search(plan), *_warnings(plan)]
+    parts += [*_communication(plan), *_arguments(plan), *_dimensions(plan), *_search(plan), *_warnings(plan)]
     return rendered(*parts)
 
 
@@ -180,6 +183,29 @@ def _arguments(plan: Plan) -> list[RenderableType]:
     rest = len(every) - len(large)
     title = "ARGUMENTS: mesh axes that cut each dimension, major axis first; bytes with the optimizer's arrays"
     return [title, rows, *([f"... and {rest} smaller ones"] if rest else []), ""]
+
+
+def _dimensions(plan: Plan) -> list[RenderableType]:
+    rows = table("dimension", "size", *KINDS, right=("size",))
+    listed = dims_of(plan)
+    shown = [d for d in listed if any(c.axes for c in d.cuts)] or list(listed)
+    for d in shown[:_DIMENSIONS]:
+        rows.add_row(d.name, f"{d.size:,}", *(_cuts_text(d.of(kind)) for kind in KINDS))
+    rest = len(listed) - len(shown[:_DIMENSIONS])
+    if not shown:
+        return []
+    title = (
+        'DIMENSIONS: one axis of the problem each, the mesh axes that cut it (by bytes); pins={"dims": {name: axis}}'
+    )
+    return [title, rows, *([f"... and {rest} that nothing cuts, or smaller"] if rest else []), ""]
+
+
+def _cuts_text(cuts: Sequence[DimCut]) -> str:
+    """ "x", "-" where it is whole, "x 75%, -" where arrays differ."""
+    large = [c for c in cuts if c.share >= _NOTICED]
+    if len(large) < 2:
+        return ("*".join(large[0].axes) or "-") if large else ""
+    return ", ".join(f"{'*'.join(c.axes) or '-'} {c.share:.0%}" for c in large[:3])
 
 
 def why(row: ArgumentRow) -> str:

@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 import parallelizer as pz
 from cost_model.mesh import logical_mesh
 from parallelizer.compiled import read_collectives
+from parallelizer.dims import dims_of
 from parallelizer.errors import ParallelizerError, PlanFileError, PlanMismatchError, ShapeMismatchError
 from parallelizer.plans import Plan
 from parallelizer.store import checksum, from_dict, load_plan, pretty, save, to_dict, write_atomically
@@ -61,7 +62,12 @@ def loaded(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Plan:
     return pz.load_plan(str(path))
 
 
-@pytest.mark.parametrize("name", [f.name for f in fields(Plan) if f.name not in (*LIVE, "options")])
+def test_dimensions_that_a_plan_finds_when_asked_are_in_its_file(plan: Plan, loaded: Plan) -> None:
+    assert plan.dims == () and loaded.dims == dims_of(plan)
+    assert dims_of(loaded) == loaded.dims and "batch" in [d.name for d in loaded.dims]
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(Plan) if f.name not in (*LIVE, "options", "dims")])
 def test_every_field_comes_back(plan: Plan, loaded: Plan, name: str) -> None:
     assert getattr(loaded, name) == getattr(plan, name)
 
