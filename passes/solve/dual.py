@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 
 from .core import Core, Infeasible
-from .flat import Flat
+from .flat import Flat, copy
 from .messages import cost_of, message_pass, priced_costs, quantise, room_price, rounded, usage_of
 from .presolve import Presolved, reduce_further
 
@@ -119,7 +119,7 @@ def _ascend(
         bound = message_pass(f, cost, message, False, marginal) - worth
         if bound > result[0] and _largest(f, cost) + abs(worth) < limit:
             result[0] = bound
-            price[:] = now
+            copy(price, now)
         rounded(f, cost, message, here)
         usage_of(f, here, usage)
         over = 0.0
@@ -129,7 +129,7 @@ def _ascend(
             value = cost_of(f, here)
             if over < result[1] or value < result[2]:
                 result[1], result[2] = over, value
-                choice[:] = here
+                copy(choice, here)
         share *= 0.95
         for u in range(nodes):
             share[f.node_start[u] + here[u]] += 0.05

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numba import njit
 
 from .core import Core
 
@@ -52,6 +53,13 @@ class Flat(NamedTuple):
     @property
     def messages(self) -> int:
         return int(self.rows.sum() + self.cols.sum())
+
+
+@njit(cache=True, nogil=True)
+def copy(into: np.ndarray, values: np.ndarray) -> None:
+    """`into[:] = values` for arrays of one size: numba compiles seconds of text handling for what that can say of sizes."""
+    for i in range(into.size):
+        into[i] = values[i]
 
 
 def flatten(core: Core) -> Flat:

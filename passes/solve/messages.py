@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from .flat import Flat
+from .flat import Flat, copy
 
 # What rounding may take from a sum of priced usages: far more than any sum of that many products can lose.
 _MARGIN = 1e-12
@@ -101,7 +101,7 @@ def cost_of(f: Flat, choice: np.ndarray) -> float:
 @njit(cache=True, nogil=True)
 def _gather(f: Flat, cost: np.ndarray, message: np.ndarray, s: int, theta: np.ndarray) -> float:
     """`theta` [strategies of s]: cost plus all messages to s. Returns the share for each chain through s."""
-    theta[:] = cost[f.node_start[s] : f.node_start[s + 1]]
+    copy(theta, cost[f.node_start[s] : f.node_start[s + 1]])
     ahead, behind = 0, 0
     for q in range(f.near_start[s], f.near_start[s + 1]):
         k = f.near_edge[q]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from .flat import Flat
+from .flat import Flat, copy
 from .forest import candidates, grow_forest, normal, ordered, random
 
 
@@ -241,7 +241,7 @@ def _accept(
     status[2] += 1
     status[0] += gain
     status[1] = over
-    usage[:] = moved
+    copy(usage, moved)
     for i in range(size):
         choice[order[i]] = new[order[i]]
 

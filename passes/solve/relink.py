@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from .flat import Flat
+from .flat import Flat, copy
 from .moves import difference, moved_usage
 
 # A connected block beyond this many nodes is cut into pieces, or the path would be a single step.
@@ -84,7 +84,7 @@ def relink(
                 kept += 1
                 status[0] += gain
                 status[1] = over
-                usage[:] = moved
+                copy(usage, moved)
             for u in block:
                 if better:
                     choice[u] = guide[u]
@@ -119,7 +119,7 @@ def _walk(
             there[u], inside[u] = guide[u], True
         over = moved_usage(f, block, block.size, here, there, at, change, moved)
         cost += difference(f, block, block.size, inside, here, there)
-        at[:] = moved
+        copy(at, moved)
         for u in block:
             here[u], inside[u] = guide[u], False
         if over < least_over or (over == least_over and cost < least_cost):
