@@ -57,7 +57,7 @@ class Flat(NamedTuple):
 
 @njit(cache=True, nogil=True)
 def copy(into: np.ndarray, values: np.ndarray) -> None:
-    """`into[:] = values` for arrays of one size: numba compiles seconds of text handling for what that can say of sizes."""
+    """`into[:] = values` for arrays of one size: what numba may have to say of others takes seconds to compile."""
     for i in range(into.size):
         into[i] = values[i]
 
