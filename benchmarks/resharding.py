@@ -1,15 +1,21 @@
 """Moving arrays between meshes: simulated makespans against the volume bound, and real moves against jax.device_put.
 
-    python benchmarks/resharding.py [--json] [--megabytes 32] [--repeats 9]
+    python benchmarks/resharding.py [--json] [--megabytes 8] [--repeats 9]
 
-1. The cases of "On Optimizing the Communication of Model Parallelism" (arXiv:2211.05322) in its units: 1 GiB through one
-   host's network card takes 1; links inside a host cost nothing, and there is no latency. Beside the plan stand two simple
-   schemes in the same model: every block broadcast by its first holder, and by its least busy holder, in the order of
-   blocks. Then all pairs of shardings of the same family.
+1. The cases of "On Optimizing the Communication of Model Parallelism" (arXiv:2211.05322) in its units: 1 GiB through
+   one host's network card takes 1; links inside a host cost nothing, and there is no latency. Beside the plan stand two
+   simple schemes in the same model: every block broadcast by its first holder, and by its least busy holder, in the
+   order of blocks. Then all pairs of shardings of the same family.
 2. Machines with latencies, ramps and links of their own: the plan against its bound.
-3. On 8 virtual CPU devices: how long the caller is blocked while the array is still being computed, and how long a finished
-   array takes to arrive, for `Transfer.run` and for `jax.device_put`, in turns in one process. Host memory is the devices'
-   memory here, so that device_put, which goes through the host, sometimes copies nothing at all (marked *).
+3. On 8 virtual CPU devices, for `Transfer.run` and `jax.device_put` in turns in one process: how long the caller is
+   blocked while the array is still being computed, and how long a finished array takes to arrive. Rows marked = have
+   tiles that exist on the source as they are, which device_put also copies from device to device; all others it takes
+   through the host and waits for. Host memory is the devices' memory here, so that some of these "transfers" of a
+   finished array copy little or nothing (marked *): the second figure says nothing about devices with a memory of
+   their own.
+
+"ok": the model gives the published makespans, every plan is at the bound, and `Transfer.run` equals device_put and
+comes back sooner in every row without =.
 """
 
 from __future__ import annotations
@@ -35,7 +41,7 @@ import parallelizer as pz
 from cost_model.hardware import chip
 from cost_model.machine import Dim, Topology
 from cost_model.topology import parse_topology
-from passes.cross_mesh import Move, Placement, plan_move
+from passes.cross_mesh import Move, Placement, boxes, plan_move
 from passes.cross_mesh.tiles import atoms
 from passes.ir.sharding import Sharding
 
@@ -232,9 +238,10 @@ def _timed(t: pz.Transfer, x: jax.Array, repeats: int) -> dict[str, Any]:
     assert t.destination is not None
     put: Callable[[jax.Array], jax.Array] = lambda a: jax.device_put(a, t.destination)  # noqa: E731
     ways = {"run": t.run, "put": put}
+    rounds = max(1, round(2e9 / t.move.size_bytes))  # some hundred milliseconds
     soon = jax.jit(lambda a: a + 1, out_shardings=t.source)
     slow = jax.jit(
-        lambda a: jax.lax.fori_loop(0, 40, lambda _, b: (b * 3 + 1) ^ (b >> 3), a), out_shardings=t.source
+        lambda a: jax.lax.fori_loop(0, rounds, lambda _, b: (b * 3 + 1) ^ (b >> 3), a), out_shardings=t.source
     )  # fmt: skip
     expected = np.asarray(soon(x))
     times: dict[str, list[float]] = {f"{what}_{name}_s": [] for what in ("blocked", "ready") for name in ways}
@@ -250,16 +257,20 @@ def _timed(t: pz.Transfer, x: jax.Array, repeats: int) -> dict[str, Any]:
             start = time.perf_counter()
             y = jax.block_until_ready(ways[name](a))
             ready = time.perf_counter() - start
+            alias |= name == "put" and _shares_memory(a, y)
             if turn == 0:  # compiles, warms up, and is looked at
                 equal &= bool((np.asarray(y) == expected).all()) and y.sharding == t.destination
-                alias |= name == "put" and _shares_memory(a, y)
                 continue
             times[f"blocked_{name}_s"].append(blocked)
             times[f"ready_{name}_s"].append(ready)
     out: dict[str, Any] = {k: statistics.median(v) for k, v in times.items()}
     out["blocked_ratio"] = out["blocked_run_s"] / out["blocked_put_s"]
     out["ready_ratio"] = out["ready_run_s"] / out["ready_put_s"]
-    return {**out, "equal": equal, "put_copies_nothing": alias, "tasks": len(t.tasks), "size_bytes": t.move.size_bytes}
+    held = set(boxes(t.move.source, t.shape))
+    return {
+        **out, "equal": equal, "put_shares_memory": alias, "tasks": len(t.tasks), "size_bytes": t.move.size_bytes,
+        "same_tiles": set(boxes(t.move.destination, t.shape)) <= held,
+    }  # fmt: skip
 
 
 def _shares_memory(a: jax.Array, b: jax.Array) -> bool:
@@ -274,7 +285,8 @@ def show(result: dict[str, Any]) -> None:
     print(f"{'case':<22}{'naive':>9}{'balanced':>10}{'planned':>10}{'bound':>10}{'ratio':>8}")
     for r in result["reference"]:
         print(
-            f"{r['case']:<22}{r['naive']:>9.4f}{r['balanced']:>10.4f}{r['planned']:>10.4f}{r['bound']:>10.4f}{r['ratio']:>8.3f}"
+            f"{r['case']:<22}{r['naive']:>9.4f}{r['balanced']:>10.4f}{r['planned']:>10.4f}{r['bound']:>10.4f}"
+            f"{r['ratio']:>8.3f}"
         )
     f = result["family"]
     print(
@@ -285,23 +297,25 @@ def show(result: dict[str, Any]) -> None:
     print("\n2. Simulated on machines with latencies")
     for r in result["machines"]:
         print(
-            f"{r['machine']:<16} {r['size_bytes'] / 1e6:>7.1f} MB  {r['from']} -> {r['to']}: {r['planned_s'] * 1e6:.0f} us, "
-            f"bound {r['bound_s'] * 1e6:.0f} us, ratio {r['ratio']:.2f}, planned in {r['plan_s']:.2f} s"
+            f"{r['machine']:<16} {r['size_bytes'] / 1e6:>7.1f} MB  {r['from']} -> {r['to']}: "
+            f"{r['planned_s'] * 1e6:.0f} us, bound {r['bound_s'] * 1e6:.0f} us, ratio {r['ratio']:.2f}, "
+            f"planned in {r['plan_s']:.2f} s"
         )
-    print("\n3. Real, 8 virtual CPU devices (ms; ratios run / device_put; * device_put copied nothing)")
+    print("\n3. Real, 8 virtual CPU devices (ms; ratios run / device_put; = same tiles, * device_put shares memory)")
     print(f"{'case':<46}{'MB':>5}{'blocked run':>13}{'put':>8}{'ratio':>8}{'ready run':>12}{'put':>8}{'ratio':>8}")
     for r in result["real"]:
+        mark = " =" if r["same_tiles"] else " *" if r["put_shares_memory"] else ""
         print(
             f"{r['case'].replace(chr(39), ''):<46}{r['size_bytes'] / 1e6:>5.0f}{r['blocked_run_s'] * 1e3:>13.2f}"
             f"{r['blocked_put_s'] * 1e3:>8.2f}{r['blocked_ratio']:>8.2f}{r['ready_run_s'] * 1e3:>12.2f}"
-            f"{r['ready_put_s'] * 1e3:>8.2f}{r['ready_ratio']:>8.2f}{' *' if r['put_copies_nothing'] else ''}"
+            f"{r['ready_put_s'] * 1e3:>8.2f}{r['ready_ratio']:>8.2f}{mark}"
         )
 
 
 def main(args: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="the last line is one JSON object")
-    parser.add_argument("--megabytes", type=float, default=32.0, help="size of the arrays that are really moved")
+    parser.add_argument("--megabytes", type=float, default=8.0, help="size of the arrays that are really moved")
     parser.add_argument("--repeats", type=int, default=9)
     asked = parser.parse_args(args)
     result: dict[str, Any] = {
@@ -319,7 +333,7 @@ def main(args: Sequence[str] | None = None) -> int:
         known
         and all(r["ratio"] <= NEAR for r in result["reference"])
         and result["family"]["worst_ratio"] <= NEAR
-        and all(r["equal"] and r["blocked_ratio"] < 1 for r in result["real"])
+        and all(r["equal"] and (r["same_tiles"] or r["blocked_ratio"] < 1) for r in result["real"])
     )
     show(result)
     print("\nall at the bound, equal, and sooner back than device_put:", result["ok"])

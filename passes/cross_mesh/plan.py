@@ -17,6 +17,8 @@ from passes.cross_mesh.wiring import wiring
 MOST_PIECES = 20_000
 """Pieces in all that a plan is cut into; more would cost more time to plan than they save in the transfer."""
 STYLES = (
+    Style(once=False, pairs=True),
+    Style(pairs=True),
     Style(),
     Style(gather=False),
     Style(ways=2),
@@ -24,10 +26,9 @@ STYLES = (
     Style(ways=6),
     Style(shape="tree"),
     Style(shape="star"),
-    Style(once=False),
-    Style(once=False, shape="star"),
+    Style(once=False, shape="star", pairs=True),
 )
-"""Ways to send, tried in this order until one meets the bound."""
+"""Ways to send, the simplest first; tried until one meets the bound."""
 _ENOUGH = 1.002  # makespan over bound at which no finer pieces are tried
 
 

@@ -23,13 +23,15 @@ class Style:
     `once`: over the network once per node, else once per device that needs them. `gather`: devices of a node that share
     a card take in different parts and exchange them, instead of one taking in everything. `shape` of the way from
     device to device: "chain" (least volume per sender), "tree" (binary), "star" (least latency). `ways`: parts that
-    take different ways through a torus.
+    take different ways through a torus. `pairs`: each holder serves some of the needers with whole blocks, instead of
+    all of them with its part.
     """
 
     once: bool = True
     gather: bool = True
     shape: str = "chain"
     ways: int = 1
+    pairs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,24 +225,35 @@ def _over_network(
     source_islands: set[int],
 ) -> None:
     """Chains of nodes for one atom, and the way on inside each of them."""
-    wiring = build.wiring
-    cuts = {p.low for p in senders} | {p.low for row in entries.values() for p in row}
-    ends = sorted(cuts | {build.atoms[atom].rows})
+    wiring, block = build.wiring, build.atoms[atom]
+    cuts = {p.low for row in entries.values() for p in row} | {block.rows}
+    if not build.style.pairs:
+        cuts |= {p.low for p in senders}
+    ends = sorted(cuts)
     places = sorted(needy)
     for start, stop in zip(ends[:-1], ends[1:], strict=True):
-        choice = _at(senders, start)
-        sender = choice[start % len(choice)]
-        # Every sender begins the chain at another node; nodes that send first copies come last, where nothing is
-        # handed on.
-        turn = wiring.islands[sender] % len(places)
-        order = places[turn:] + places[:turn]
-        order.sort(key=lambda n: wiring.islands[needy[n][0]] in source_islands)
-        into = {n: _at(entries[n], start) for n in order}
-        entry = [into[n][start % len(into[n])] for n in order]
-        for low, high, way in build.ways(start, stop):
-            arrived = build.pass_on(atom, low, high, sender, entry, -1, way)
-            for n, first, hop in zip(order, entry, arrived, strict=True):
-                build.pass_on(atom, low, high, first, build.tour(first, needy[n], way), hop, way)
+        for sender, mine in _shared_out(build.style, block.holders, senders, places, start):
+            # Every sender begins the chain at another node; nodes that send first copies come last, where nothing is
+            # handed on.
+            turn = wiring.islands[sender] % len(mine)
+            order = mine[turn:] + mine[:turn]
+            order.sort(key=lambda n: wiring.islands[needy[n][0]] in source_islands)
+            into = {n: _at(entries[n], start) for n in order}
+            entry = [into[n][start % len(into[n])] for n in order]
+            for low, high, way in build.ways(start, stop):
+                arrived = build.pass_on(atom, low, high, sender, entry, -1, way)
+                for n, first, hop in zip(order, entry, arrived, strict=True):
+                    build.pass_on(atom, low, high, first, build.tour(first, needy[n], way), hop, way)
+
+
+def _shared_out(
+    style: Style, holders: Sequence[int], senders: Sequence[_Portion], places: list[int], row: int
+) -> list[tuple[int, list[int]]]:
+    """Who sends the rows from `row` on to which places."""
+    if style.pairs:
+        return [(h, places[i :: len(holders)]) for i, h in enumerate(holders) if i < len(places)]
+    choice = _at(senders, row)
+    return [(choice[row % len(choice)], places)]
 
 
 def _at(portions: Sequence[_Portion], row: int) -> tuple[int, ...]:
@@ -258,11 +271,19 @@ def _inside(build: _Builder, atoms: Sequence[Atom], itemsize: int, wiring: Wirin
                 wanted.setdefault(island, []).append((i, tuple(d for d in a.holders if wiring.islands[d] == island)))
                 needing[i, island] = here
     for island, rows in wanted.items():
+        if build.style.pairs:
+            for i, holders in rows:
+                for sender, mine in _shared_out(build.style, holders, (), list(needing[i, island]), 0):
+                    _along(build, i, 0, atoms[i].rows, sender, tuple(mine))
+            continue
         portions = _spread(rows, atoms, itemsize, lambda d: d)
         for i, _ in rows:
-            here = needing[i, island]
             for p in portions[i]:
-                first = here[p.devices[0] % len(here)]
-                for low, high, way in build.ways(p.low, p.high):
-                    others = [first, *build.tour(first, here, way)]
-                    build.pass_on(i, low, high, p.devices[0], others, -1, way)
+                _along(build, i, p.low, p.high, p.devices[0], needing[i, island])
+
+
+def _along(build: _Builder, atom: int, start: int, stop: int, sender: int, needers: tuple[int, ...]) -> None:
+    """Rows of an atom from one device to others of its node; every sender begins with another one."""
+    first = needers[sender % len(needers)]
+    for low, high, way in build.ways(start, stop):
+        build.pass_on(atom, low, high, sender, [first, *build.tour(first, needers, way)], -1, way)
