@@ -8,8 +8,8 @@ from enum import Enum
 
 
 class Kind(Enum):
-    """What a device does in one action. F: forward. B: gradient of a stage's input. W: gradient of its weights. BW: both
-    in one program. The sends and receives carry an activation to a later stage or a gradient to an earlier one."""
+    """What a device does in one action. F: forward. B: gradient of a stage's input. W: gradient of its weights. BW:
+    both in one program. Sends and receives carry an activation to a later stage or a gradient to an earlier one."""
 
     F = "F"
     B = "B"

@@ -1,4 +1,4 @@
-"""Fills bubbles with work that stands beside the pipeline: frozen encoders of a diffusion model, a frozen text tower."""
+"""Fills bubbles with work beside the pipeline: frozen encoders of a diffusion model, a frozen text tower."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from passes.schedules.simulate import Trace, simulate
 def fill_bubbles(schedule: Schedule, costs: Costs, jobs: Sequence[Job], overlap: bool = True) -> Trace:
     """The schedule with every job added, as it plays.
 
-    Each job goes, in the order given, into the bubble where it ends first, on a device that may do it, and moves nothing
-    else. One that no bubble can take stands at the end of the device that is done with it first; one that feeds the
-    pipeline stands where it delays the step least. Raises ValueError for a job that waits for a later one, for devices
-    that do not exist, or for a forward that does not exist.
+    Each job goes, in the order given, into the bubble where it ends first, on a device that may do it, and moves
+    nothing else. One that no bubble can take stands at the end of the device that is done with it first; one that
+    feeds the pipeline stands where it delays the step least. Raises ValueError for a job that waits for a later one,
+    for devices that do not exist, or for a forward that does not exist.
     """
     _check(schedule, jobs)
     schedule = replace(schedule, jobs=(*schedule.jobs, *jobs))

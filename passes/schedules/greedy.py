@@ -46,8 +46,10 @@ def list_schedule(
 ) -> Schedule:
     """The schedule that the policy makes with these durations, within `memory_bytes` per device.
 
-    With `order` (per device, all its F and B or BW) only the place of every W is left to choose. Every device keeps room for its oldest unfinished microbatch to pass through all its stages, so that memory cannot
-    make devices wait in a circle. The caller sees to it that one microbatch fits; caps are at least 1.
+    With `order` (per device, all its F and B or BW) only the place of every W is left to choose; where the memory does
+    not allow the order, what cannot be done is missing from the result. Otherwise every device keeps room to finish the
+    microbatches that it has begun, so that memory cannot make devices wait in a circle: the caller sees to it that one
+    microbatch fits, and that caps are at least 1.
     """
     scheduler = _Scheduler(costs, microbatches, tuple(placement), policy, memory_bytes, order)
     rows = scheduler.run()
@@ -84,7 +86,8 @@ class _Scheduler:
             self.before[b].append((a, back if crosses else 0.0))
         self.lacks_f = [[len(self.before[s])] * microbatches for s in range(stages)]
         self.lacks_b = [[len(self.after[s]) + 1] * microbatches for s in range(stages)]
-        self.ready_w = [0] * stages
+        self.ready_w = [0] * stages  # microbatches whose B has ended
+        self.ended_w = [0] * stages
         self.expected: list[list[tuple[float, float]]] = [[] for _ in range(devices)]  # (when, rank) on the way
         self.events: list[_Event] = []
         self.links: dict[tuple[int, int], float] = {}
@@ -112,10 +115,12 @@ class _Scheduler:
             self.room[device] += given_bytes(Action(Kind.B if self.policy.split else Kind.BW, stage), self.costs)
             self.ready_w[stage] += 1
             self.holds[stage] -= not self.policy.split
+            self.ended_w[stage] += not self.policy.split
             self._spread(now, device, _ARRIVES_B, self.before[stage], microbatch)
         elif what == _W:
             self.room[device] += given_bytes(Action(Kind.W, stage), self.costs)
             self.holds[stage] -= 1
+            self.ended_w[stage] += 1
         else:
             (self.lacks_f if what == _ARRIVES_F else self.lacks_b)[stage][microbatch] -= 1
             self.expected[device] = [e for e in self.expected[device] if e[0] > now]
@@ -162,9 +167,9 @@ class _Scheduler:
             if k < self.microbatches and self.lacks_b[s][k] == 0 and self._has_turn(device, _B, s):
                 yield policy.backward[s] + policy.step * k, _B, s, k
             k = self.begun[_F][s]
-            if k < self.microbatches and self.lacks_f[s][k] == 0 and self._has_turn(device, _F, s):
-                if self._fits(device, s, k):
-                    yield policy.forward[s] + policy.step * k, _F, s, k
+            ready = k < self.microbatches and self.lacks_f[s][k] == 0 and self._has_turn(device, _F, s)
+            if ready and self._fits(device, s, k):
+                yield policy.forward[s] + policy.step * k, _F, s, k
             k = self.begun[_W][s]
             if policy.split and k < self.ready_w[s]:
                 yield policy.weight[s] + policy.step * k, _W, s, k
@@ -186,15 +191,31 @@ class _Scheduler:
         return self.costs.backward_s[s] + (0.0 if self.policy.split else self.costs.weight_s[s])
 
     def _fits(self, device: int, stage: int, microbatch: int) -> bool:
-        """Whether a forward may begin: the cap, the memory, and room left for the oldest microbatch to go on."""
+        """Whether a forward may begin: the cap, and memory such that afterwards the microbatches on the device can
+        still be finished one after the other, the oldest first (the banker's rule), which all devices can do alike."""
         if self.holds[stage] >= self.policy.caps[stage]:
             return False
-        own = self.own[device]
-        oldest = min(self.begun[_B][s] for s in own)
-        needed = self.costs.activation_bytes[stage]
-        if microbatch != oldest:
-            needed += sum(self.costs.activation_bytes[s] for s in own if self.begun[_F][s] <= oldest)
-        return needed <= self.room[device] + self.slack_bytes
+        own, costs = self.own[device], self.costs
+        room = self.room[device] - costs.activation_bytes[stage] + self.slack_bytes
+        if room < 0:
+            return False
+        if len(own) == 1 or self.order is not None:
+            return True
+        begun = self.begun[_F]
+        for older in range(min(self.ended_w[s] for s in own), max(max(begun[s] for s in own), microbatch + 1)):
+            needed = sum(costs.activation_bytes[s] for s in own if begun[s] <= older)
+            needed -= costs.activation_bytes[stage] if older == microbatch else 0.0
+            if needed > room:
+                return False
+            room += sum(self._held_bytes(s, older) for s in own)
+            room += costs.activation_bytes[stage] if older == microbatch else 0.0
+        return True
+
+    def _held_bytes(self, stage: int, microbatch: int) -> float:
+        if self.begun[_F][stage] <= microbatch or self.ended_w[stage] > microbatch:
+            return 0.0
+        waits = self.ready_w[stage] > microbatch
+        return self.costs.waiting_bytes[stage] if waits else self.costs.activation_bytes[stage]
 
 
 _Event = tuple[float, int, int, int, int]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from passes.schedules.actions import Action, Kind, Schedule, chain, loop_placement
 from passes.schedules.errors import MicrobatchCountError
@@ -74,7 +74,7 @@ def with_updates(rows: Sequence[Sequence[Action]], placement: Sequence[int]) -> 
     )
 
 
-def _plain(name, devices, microbatches, warm_up, split=False):
+def _plain(name: str, devices: int, microbatches: int, warm_up: Callable[[int], int], split: bool = False) -> Schedule:
     rows = []
     for s in range(devices):
         forwards = [Action(Kind.F, s, m) for m in range(microbatches)]
@@ -85,7 +85,14 @@ def _plain(name, devices, microbatches, warm_up, split=False):
     return Schedule(name, microbatches, placement, with_updates(rows, placement), chain(devices))
 
 
-def _looped(name, devices, microbatches, chunks, order, warm_up):
+def _looped(
+    name: str,
+    devices: int,
+    microbatches: int,
+    chunks: int,
+    order: Sequence[tuple[int, int]],
+    warm_up: Sequence[int],
+) -> Schedule:
     """`order` are the (chunk, microbatch) of the forwards, the same on every device; the backwards take the chunks the
     other way round."""
     rows = []

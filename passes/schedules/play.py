@@ -38,7 +38,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """When an array was on its way between devices; `what` is the result that travels, `reader` the stage that reads."""
+    """When an array was on its way between devices: `what` is the result that travels, `reader` the stage it is for."""
 
     what: Result
     reader: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from passes.schedules.actions import Kind, Schedule, loop_placement, v_placement
+from passes.schedules.actions import Schedule, loop_placement, v_placement
 from passes.schedules.bound import lower_bound_s
 from passes.schedules.costs import Costs
 from passes.schedules.errors import (
@@ -21,12 +21,11 @@ from passes.schedules.table import NAMED, make_schedule
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A schedule that was tried: what it takes and holds (the fullest device), and whether that fits."""
+    """A schedule that was tried: what the fullest device holds, and how long it takes (None if it does not fit)."""
 
     name: str
-    makespan_s: float
     peak_bytes: float
-    fits: bool
+    makespan_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +53,9 @@ def best_schedule(
 ) -> Found:
     """The shortest schedule found for these stages on so many devices within `memory_bytes` per device.
 
-    Stages are placed in a line (one per device), in a loop, or, two per device, in a V as well. Without `names` the named
-    schedules and those of a list scheduler are tried; with names only these. Which schedules are tried does not depend on
-    the memory, so more of it never gives a longer one. Among equally long ones the one that holds least wins.
+    Stages are placed in a line (one per device), in a loop, or, two per device, in a V as well. Without `names` the
+    named schedules and those of a list scheduler are tried; with names only these. Which schedules are tried does not
+    depend on the memory, so more of it never gives a longer one. Of equally long ones the one that holds least wins.
 
     Raises StageCountError where devices cannot share the stages evenly, MicrobatchCountError where no schedule of
     `names` takes so many microbatches, and ScheduleMemoryError with the least memory that would do where none fits.
@@ -67,23 +66,24 @@ def best_schedule(
     best: tuple[tuple[float, float, int], Trace] | None = None
     tried: list[Candidate] = []
     smallest: tuple[float, Schedule, tuple[float, ...]] | None = None
+    bound = min(lower_bound_s(costs, microbatches, place) for place in _placements(costs.stages, devices))
     for schedule in _candidates(costs, microbatches, devices, names):
         peaks = peak_bytes(schedule, costs)
         lack = max(p - m for p, m in zip(peaks, limits, strict=True))
         if smallest is None or lack < smallest[0]:
             smallest = (lack, schedule, peaks)
-        fits = all(p <= m * (1 + 1e-9) for p, m in zip(peaks, limits, strict=True))
+        if any(p > m * (1 + 1e-9) for p, m in zip(peaks, limits, strict=True)):
+            tried.append(Candidate(schedule.name, max(peaks), None))
+            continue
         trace = simulate(schedule, costs, overlap)
-        tried.append(Candidate(schedule.name, trace.makespan_s, max(peaks), fits))
+        tried.append(Candidate(schedule.name, max(peaks), trace.makespan_s))
         score = (trace.makespan_s, max(peaks), len(tried))
-        if fits and (best is None or score < best[0]):
+        if best is None or score < best[0]:
             best = (score, trace)
     assert smallest is not None  # there is a candidate, or _candidates has raised
     if best is None:
         raise _too_large(smallest[1], smallest[2], costs, limits)
-    schedule = best[1].schedule
-    bound = min(lower_bound_s(costs, microbatches, place) for place in _placements(costs.stages, devices))
-    return Found(schedule, best[1], bound, tuple(tried))
+    return Found(best[1].schedule, best[1], bound, tuple(tried))
 
 
 def _too_large(
@@ -141,9 +141,12 @@ def _listed(costs: Costs, microbatches: int, placement: tuple[int, ...]) -> Iter
 
 
 def _rungs(microbatches: int, devices: int) -> list[int]:
-    """How many microbatches a device may hold: each number up to twice the devices, and then all."""
-    few = [n for n in range(1, min(microbatches, 2 * devices) + 1)]
-    return few if few[-1] == microbatches else [*few, microbatches]
+    """How many microbatches a device may hold: every small number, wider steps up to twice the devices, and all."""
+    most = min(microbatches, 2 * devices)
+    rungs = [1]
+    while rungs[-1] < most:
+        rungs.append(min(most, rungs[-1] + max(1, rungs[-1] // 4)))
+    return rungs if most == microbatches else [*rungs, microbatches]
 
 
 def _policies(stages: int, microbatches: int) -> Iterator[tuple[str, Policy]]:

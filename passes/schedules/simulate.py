@@ -63,8 +63,8 @@ def simulate(schedule: Schedule, costs: Costs, overlap: bool = True) -> Trace:
     """Play the schedule with these costs.
 
     With `overlap` transfers run beside computing, one at a time on the link of an ordered pair of devices; without,
-    both ends stop for them (sends and receives are added to a schedule that has none). Raises InvalidScheduleError for a
-    schedule that never ends, ValueError for costs of another number of stages or other edges.
+    both ends stop for them (sends and receives are added to a schedule that has none). Raises InvalidScheduleError for
+    a schedule that never ends, ValueError for costs of another number of stages or other edges.
     """
     if costs.stages != schedule.stages or costs.edges != schedule.edges:
         raise ValueError(

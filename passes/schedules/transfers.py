@@ -15,9 +15,9 @@ def with_transfers(schedule: Schedule, costs: Costs) -> Schedule:
 
     All devices' lists are cut from *one* sequence of all actions and transfers, so that even if both ends of every
     transfer stop and wait for each other nobody waits in a circle: the first action of that sequence which is not done
-    can always be done. The sequence is by time, as the schedule plays without transfers; a transfer comes when its array
-    is made. An array that several stages of one device read is sent once. Raises InvalidScheduleError for a schedule that
-    never ends.
+    can always be done. The sequence is by time, as the schedule plays without transfers; a transfer comes when its
+    array is made. An array that several stages of one device read is sent once. Raises InvalidScheduleError for a
+    schedule that never ends.
     """
     bare = without_transfers(schedule)
     timed = _positive(costs)

@@ -1,9 +1,10 @@
 """The V family: two stages per device, placed down the devices and up again, under a limit on activations.
 
-Device d has stages d and 2 p - 1 - d, so that what the first stage holds long the second holds shortly, and every device
-needs about the same memory (arXiv:2405.15362). The schedules here are made by the list scheduler with equal durations,
-in two ways: a policy says what goes first and how many microbatches each stage may hold; or a block of one microbatch's
-actions, repeated every six of them, gives the order of F and B. All are tried and the one with the least bubble is kept.
+Device d has stages d and 2 p - 1 - d, so that what the first stage holds long the second holds shortly, and all devices
+need about the same memory (arXiv:2405.15362). The schedules here are made by the list scheduler with equal durations,
+in two ways: a policy says what goes first and how many microbatches each stage may hold; or a block of one
+microbatch's actions, repeated every six of them, gives the order of F and B. All are tried, the one with the least
+bubble is kept.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ def v_schedule(devices: int, microbatches: int, limit: int) -> Schedule:
     memory = [float(limit)] * devices
     best: tuple[tuple[float, float], Schedule] | None = None
     for policy, order in _candidates(devices, microbatches, limit):
-        made = list_schedule("v", costs, microbatches, v_placement(devices), policy, memory, order)
+        within = None if order is None else memory  # a policy's caps add up to the limit
+        made = list_schedule("v", costs, microbatches, v_placement(devices), policy, within, order)
         if sum(len(row) for row in made.actions) < (3 * microbatches + 1) * costs.stages:
             continue  # an order that cannot be kept within the limit
         trace = simulate(made, costs)

@@ -26,8 +26,8 @@ from passes.schedules.simulate import peak_bytes
 def validate(schedule: Schedule, costs: Costs | None = None, memory_bytes: Sequence[float] | None = None) -> None:
     """Raise unless the schedule is one. Checked, in this order:
 
-    - every stage does F once and B and W, or BW, once per microbatch, and UPDATE once, on the device where it is placed;
-      every job is done once on a device that may do it;
+    - every stage does F once and B and W, or BW, once per microbatch, and UPDATE once, on the device where it is
+      placed; every job is done once on a device that may do it;
     - where there are transfers: one send and one receive for each array that a device reads from another, and on
       every ordered pair of devices receives in the order of the sends;
     - every device does an action after what it reads on the same device, and the lists can be played to their end, with

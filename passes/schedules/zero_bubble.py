@@ -1,4 +1,4 @@
-"""Zero-bubble schedules: the gradient of the weights is an action of its own, which waits until nothing else is ready."""
+"""Zero-bubble schedules: the gradient of the weights is an action of its own, done when nothing else is ready."""
 
 from __future__ import annotations
 
