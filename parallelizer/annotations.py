@@ -18,7 +18,7 @@ from parallelizer.errors import AnnotationError, BadPinError, ContradictionError
 from parallelizer.given import Given
 from parallelizer.moves import from_spec
 from parallelizer.pins import label
-from passes.ir import OPEN, Graph, Op, Sharding, walk
+from passes.ir import OPEN, Graph, Literal, Op, Sharding, walk
 
 Pins = Mapping[int, tuple[str, Sharding]]
 TYPED = "its type in Explicit mode"
@@ -124,6 +124,22 @@ def with_annotations(pins: Pins, noted: Annotations, graph: Graph) -> dict[int, 
         pairs = zip(pins[v][1].dims, noted.pins[v][1].dims, strict=True)
         both[v] = (pins[v][0], Sharding(tuple(b if a == OPEN else a for a, b in pairs)))
     return both
+
+
+def check_names(pins: Pins, graph: Graph) -> None:
+    """Raise ContradictionError where a pinned name stands directly on a value that is pinned or annotated otherwise."""
+    under: dict[int, int] = {}
+    for v in walk(graph):
+        operand = v.op.inputs[0] if v.op.primitive == "name" else None
+        if operand is None or isinstance(operand, Literal):
+            continue
+        named = v.op.outputs[0]
+        under[named] = below = under.get(operand, operand)
+        both = [(label(graph, x), *pins[x]) for x in (below, named) if x in pins]
+        if len(both) == 2 and any(
+            a != b and OPEN not in (a, b) for a, b in zip(both[0][2].dims, both[1][2].dims, strict=True)
+        ):
+            raise ContradictionError.of(*both)
 
 
 def check_types(types: Pins, graph: Graph, sizes: Mapping[str, int]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from cost_model.hardware import UnknownChip
 from cost_model.mesh import LogicalMesh, MeshError, logical_mesh
 from cost_model.topology import ImpossibleTopology, Topology, UnknownTopology, known_topologies, parse_topology
-from parallelizer.annotations import Annotations, check_types, mesh_of, read_annotations, with_annotations
+from parallelizer.annotations import Annotations, check_names, check_types, mesh_of, read_annotations, with_annotations
 from parallelizer.errors import (
     AnnotationError,
     BadPinError,
@@ -30,6 +30,7 @@ from parallelizer.errors import (
     UnknownTopologyError,
 )
 from parallelizer.layouts import Rules, hand_layout
+from parallelizer.own_programs import left_whole, mesh_inside
 from parallelizer.pins import check_pins, label, pin_axes, read_pins
 from parallelizer.plans import Array, Choice, Collective, Cost, Memory, Plan, Tried
 from parallelizer.prepared import prepared
@@ -97,7 +98,7 @@ def make_plan(
     if annotations == "keep":
         noted = read_annotations(graph, traced.given, traced.types)
         pinned = with_annotations(pinned, noted, graph)
-        mesh = mesh_of(noted, mesh, topology.name, topology.num_devices)
+        mesh = mesh_of(noted, mesh, topology.name, topology.num_devices) or mesh_inside(graph, topology.num_devices)
     placed = None if layout is None else hand_layout(layout, graph, topology, mesh)
     if placed is not None:  # what the user pins goes before what the layout says
         mesh, pinned = placed.mesh, {**placed.pins, **pinned}
@@ -110,20 +111,22 @@ def make_plan(
     check_types(noted.types, graph, legal[0].sizes)
     limit = int(memory_bytes if memory_bytes is not None else topology.chip.memory_bytes)
     fixed = {v: s for v, (_, s) in pinned.items()}
-    propagated = None
+    propagated, completed = None, mode == "propagate" or bool(noted.types)
     if mode == "propagate":
+        check_names(pinned, graph)
         propagated, fixed = complete(graph, legal[0], pinned, noted)
     elif noted.types:
         fixed = held(graph, legal[0], pinned, {v: s for v, (_, s) in noted.types.items()})
     try:
-        best, looked = search_layout(graph, legal, limit, fixed, time_limit_s)
+        best, looked = search_layout(graph, legal, limit, fixed, time_limit_s, apart=completed)
     except MemoryError_ as error:
-        asked = Asked(graph, legal, meshes_for(topology, None, pin_axes(pinned)), limit, fixed, time_limit_s)
+        free = meshes_for(topology, None, pin_axes(pinned))
+        asked = Asked(graph, legal, free, limit, fixed, time_limit_s, completed)
         raise does_not_fit(error, asked) from error
     except TimeError as error:
         raise SearchTimeError.of(time_limit_s, time.monotonic() - start) from error
     except PinError as error:
-        raise _bad_pin(error, graph, pinned) from error
+        raise _bad_pin(error, graph, {**{v: ("propagation", s) for v, s in fixed.items()}, **pinned}) from error
     unknown = _unknown(best)
     if strict and unknown:
         raise UnknownPrimitiveError.of(unknown)
@@ -186,7 +189,8 @@ def _bad_pin(error: PinError, graph: Graph, pinned: Mapping[int, tuple[str, Shar
 def _unknown(found: Found) -> tuple[tuple[str, int, str], ...]:
     counts: Counter[str] = Counter()
     where: dict[str, str] = {}
-    for v in found.priced.program.grouping.unknown:
+    grouping = found.priced.program.grouping
+    for v in (*grouping.unknown, *left_whole(grouping.groups, found.realized.chosen)):
         name = rule_name(v.op)
         counts[name] += 1
         where.setdefault(name, str(v.op.source or ""))

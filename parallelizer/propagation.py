@@ -10,12 +10,9 @@ from cost_model.mesh import LogicalMesh
 from parallelizer.annotations import Annotations, Pins
 from parallelizer.wording import bytes_text
 from passes.completed import completing, departures
-from passes.grouping import group_values
 from passes.ir import Graph, Literal, Op, Sharding, Source
-from passes.layout import Found
-from passes.meshes import possible_cuts
+from passes.layout import Found, common_program
 from passes.price import Pricer
-from passes.program import analyse
 from passes.propagate import Hop, Propagated, Seed, propagate
 from passes.realize import PlannedCollective
 
@@ -72,8 +69,7 @@ def complete(
 def held(graph: Graph, mesh: LogicalMesh, pinned: Pins, wanted: Mapping[int, Sharding]) -> dict[int, Sharding]:
     """Pins, and those that hold every value to what is wanted of it, as far as a plan can have it."""
     pins = {v: s for v, (_, s) in pinned.items()}
-    in_front = [v for v, s in {**wanted, **pins}.items() if s.dims and s.dims[0]]
-    program = analyse(graph, group_values(graph, possible_cuts(mesh.sizes), in_front))
+    program = common_program(graph, (mesh,), {**wanted, **pins}, apart=True)
     return {**completing(program, mesh.sizes, wanted, pins), **pins}
 
 

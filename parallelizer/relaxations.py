@@ -14,7 +14,8 @@ from passes.pinning import LayoutError
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A search: what was asked, and what may be given up. `free_meshes` are the meshes without the user's mesh."""
+    """A search: what was asked, and what may be given up. `free_meshes` are the meshes without the user's mesh, `apart`
+    as in `search_layout`."""
 
     graph: Graph
     meshes: Sequence[LogicalMesh]
@@ -22,6 +23,7 @@ class Asked:
     limit_bytes: int
     pins: Mapping[int, Sharding]
     time_limit_s: float
+    apart: bool = False
 
 
 def does_not_fit(error: MemoryError_, asked: Asked) -> DoesNotFitError:
@@ -58,7 +60,9 @@ def enough(needed_bytes: int, asked: Asked) -> tuple[int, list[tuple[str, int]]]
 def peak_of(asked: Asked) -> int | None:
     """Bytes per device of the plan found, or that the leanest would need where nothing fits; None if neither."""
     try:
-        best, _ = search_layout(asked.graph, asked.meshes, asked.limit_bytes, asked.pins, asked.time_limit_s)
+        best, _ = search_layout(
+            asked.graph, asked.meshes, asked.limit_bytes, asked.pins, asked.time_limit_s, apart=asked.apart
+        )
     except MemoryError_ as error:
         return error.needed_bytes
     except LayoutError:

@@ -50,7 +50,7 @@ def completing(
         options = [c for c in known[key] if all(_keeps(c, place, pin) for place, pin in held.get(g, ()))]
         if options:
             best = max(options, key=lambda c: _score(c, wanted))
-            out.update(_pins(program, group, best))
+            out.update(_pins(program, group, best, completed))
     return out
 
 
@@ -89,12 +89,19 @@ def _keeps(classes: Dims, place: Place, pin: Sharding) -> bool:
     return all(want in (OPEN, on) for want, on in zip(pin.dims, _form(classes, place.dims), strict=True))
 
 
-def _pins(program: Program, group: Group, classes: Dims) -> Iterator[tuple[int, Sharding]]:
-    """Pins of a group's arguments, and of as many other members as it takes to fix every class."""
+def _pins(
+    program: Program, group: Group, classes: Dims, completed: Mapping[int, Sharding]
+) -> Iterator[tuple[int, Sharding]]:
+    """Pins of a group's arguments, of all members that are as they should be, and of as many others as it takes to fix
+    every class. Values that follow another one because nothing says otherwise then do so in the search, too."""
     left = set(range(len(classes)))
     arguments = [v for v in group.members if v in program.graph.inputs]
     for v in (*arguments, *(v for v in group.members if v not in arguments)):
         place = program.grouping.place(v)
-        if place is not None and (v in arguments or left & set(place.dims)):
-            yield v, Sharding(_form(classes, place.dims))
+        if place is None:
+            continue
+        form = _form(classes, place.dims)
+        as_wanted = v in completed and all(a in (OPEN, b) for a, b in zip(completed[v].dims, form, strict=True))
+        if v in arguments or as_wanted or left & set(place.dims):
+            yield v, Sharding(form)
             left -= set(place.dims)

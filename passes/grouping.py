@@ -7,23 +7,30 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from passes.groups import FREE, SCALAR, Alias, Finish, Group, Grouping, Place, Slot, State, Want, slots_of
-from passes.ir import Graph, Literal, Op, Operand, Visit, has_control, walk
+from passes.held import Held
+from passes.ir import Graph, Literal, Op, Operand, Sharding, Visit, has_control, walk
 from passes.loops import group_control
 from passes.rules import Rule, rule_for
 from passes.sums import mark_sums, merge_repeats, private_state
 
 
-def group_values(graph: Graph, cuts: Iterable[int] = (2, 4, 8), pinned: Iterable[int] = ()) -> Grouping:
+def group_values(
+    graph: Graph,
+    cuts: Iterable[int] = (2, 4, 8),
+    pinned: Iterable[int] = (),
+    pins: Mapping[int, Sharding] | None = None,
+) -> Grouping:
     """Groups of `graph`; `cuts` are the numbers of pieces that the mesh can make (products of its axis sizes).
 
-    `pinned` are values that may have to be cut along the dimension that a loop runs over.
+    `pinned` are values that may have to be cut along the dimension that a loop runs over, `pins` shardings that are
+    decided already: values whose pins differ are no group.
     """
-    builder = Builder(graph, tuple(sorted(set(cuts))), frozenset(pinned))
+    builder = Builder(graph, tuple(sorted(set(cuts))), frozenset(pinned), Held(pins or {}))
     builder.run()
     return builder.finish()
 
@@ -31,10 +38,11 @@ def group_values(graph: Graph, cuts: Iterable[int] = (2, 4, 8), pinned: Iterable
 class Builder:
     """Walks the program once, in order, giving every value a state."""
 
-    def __init__(self, graph: Graph, cuts: tuple[int, ...], pinned: frozenset[int] = frozenset()) -> None:
+    def __init__(self, graph: Graph, cuts: tuple[int, ...], pinned: frozenset[int], held: Held) -> None:
         self.graph = graph
         self.cuts = cuts
         self.pinned = pinned
+        self.held = held
         self.inputs = set(graph.inputs)
         self.trained = {graph.inputs[i] for i in graph.carried.values()}
         self.reads = Counter(o for v in walk(graph) for o in v.op.inputs if not isinstance(o, Literal))
@@ -67,6 +75,7 @@ class Builder:
     def join(self, value: int, place: Place) -> Place:
         self.states[value] = place
         self.groups[place.group].members.append(value)
+        self.held.note(value, place)
         return place
 
     def canon(self, place: Place) -> Place:
@@ -82,6 +91,8 @@ class Builder:
         if sorted(b.dims) != list(range(len(gb.limits))) or any(c < 0 for c in a.dims):
             return False
         classes = tuple(dict(pairs)[c] for c in range(len(gb.limits)))
+        if not self.held.unite(ga.id, gb.id, classes):
+            return False
         for cb, ca in enumerate(classes):
             ga.limits[ca] = math.gcd(ga.limits[ca], gb.limits[cb])
         ga.members += gb.members
@@ -153,10 +164,9 @@ class Builder:
 
     def is_scalar_op(self, op: Op) -> bool:
         """Nothing with elements on either side (keys count as scalars)."""
+        made = [self.graph.values[r] for r in op.outputs]
         small = all(self.state(o) is SCALAR for o in op.inputs)
-        return small and all(
-            not self.graph.values[r].shape or self.graph.values[r].dtype.startswith("key") for r in op.outputs
-        )
+        return small and all(not v.shape or v.dtype.startswith("key") for v in made)
 
     def follow_state(self, value: int, state: State, visit: Visit) -> None:
         if isinstance(state, Place):
@@ -203,7 +213,7 @@ class Builder:
                 self.states[r] = aliases[0] if aliases else (FREE if shape else SCALAR)
             return True
         place = self.common_place(places) if places else None
-        if place is None:
+        if place is None or not all(self.held.allows(r, place) for r in op.outputs):
             return False
         for r in op.outputs:
             self.follow_state(r, place, visit)
@@ -226,11 +236,8 @@ class Builder:
         again = self.met_before(places)
         if again is not None:
             return again
-        owned = [
-            p
-            for p in places
-            if self.groups[p.group].kind == "input" and self.groups[p.group].root in self.elementwise_only
-        ]
+        groups = [(p, self.groups[p.group]) for p in places]
+        owned = [p for p, g in groups if g.kind == "input" and g.root in self.elementwise_only]
         if not owned:
             return None
         first = owned[0]
@@ -278,8 +285,8 @@ class Builder:
             if isinstance(state, Alias) and lost:
                 return False
             if isinstance(state, Place):
-                group = self.groups[state.group]
-                if any(state.dims[d] >= 0 and self.useful(group.limits[state.dims[d]]) for d in lost):
+                limit = self.groups[state.group].limits
+                if any(state.dims[d] >= 0 and self.useful(limit[state.dims[d]]) for d in lost):
                     return False
                 if split and state.dims[origin] >= 0:
                     limits[state.dims[origin]] = rule.sizes[dim[0]]
@@ -297,15 +304,15 @@ class Builder:
             assert not isinstance(value, Literal)
             self.states[op.outputs[0]] = Alias(value, tuple(dims))
             return True
-        group = self.groups[state.group]
         for c, size in limits.items():
             if self.useful(group.limits[c]) != self.useful(math.gcd(group.limits[c], size)):
                 return False
+        place = Place(state.group, tuple(state.dims[d] if d >= 0 else -1 for d in dims))
+        if not self.held.allows(op.outputs[0], place):
+            return False
         for c, size in limits.items():
             group.limits[c] = math.gcd(group.limits[c], size)
-        self.follow_state(
-            op.outputs[0], Place(state.group, tuple(state.dims[d] if d >= 0 else -1 for d in dims)), visit
-        )
+        self.follow_state(op.outputs[0], place, visit)
         return True
 
     def useful(self, limit: int) -> tuple[int, ...]:
@@ -316,11 +323,8 @@ class Builder:
         gradients) they lead."""
         op = visit.op
         rank = len(state.dims)
-        kept = [
-            d
-            for d in range(rank)
-            if rule.operands[0][d][0] not in rule.reduced and rule.operands[0][d][0] not in rule.fixed
-        ]
+        whole = {*rule.reduced, *rule.fixed}
+        kept = [d for d in range(rank) if rule.operands[0][d][0] not in whole]
         gone = [d for d in range(rank) if d not in kept]
         # Dropping dimensions of size 1 is a reshape in disguise.
         large = [d for d in gone if rule.sizes[rule.operands[0][d][0]] > 1]
@@ -331,6 +335,8 @@ class Builder:
         ):
             return False
         dims = tuple(state.dims[d] for d in kept)
+        if kept and not self.held.allows(op.outputs[0], Place(state.group, dims)):
+            return False
         combine = next(iter(rule.reduced.values()), "sum")
         classes = tuple(c for c in (state.dims[d] for d in gone) if c >= 0)
         if kept:

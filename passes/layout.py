@@ -87,10 +87,12 @@ def search_layout(
     pins: Mapping[int, Sharding] | None = None,
     time_limit_s: float = 60.0,
     seed: int = 0,
+    apart: bool = False,
 ) -> tuple[Found, tuple[Looked, ...]]:
     """(the best layout over all meshes, what each mesh costs).
 
-    `pins` fix the sharding of values by id (`OPEN` dimensions may be anything). Raises PinError when no mesh allows a
+    `pins` fix the sharding of values by id (`OPEN` dimensions may be anything); values that are always cut alike are
+    moved where their pins differ if they may be `apart`, and refused if not. Raises PinError when no mesh allows a
     pin, MemoryError_ when nothing fits, TimeError when time was over before anything was found.
 
     The solver's memory is a model: what it counts may be a little more or less than the footprint of the layout as it
@@ -98,7 +100,7 @@ def search_layout(
     where nothing seems to fit, the leanest layouts are tried before it is refused.
     """
     warm_up()  # before the clock starts
-    search = _Search(graph, meshes, memory_limit_bytes, pins or {}, time.monotonic() + time_limit_s, seed)
+    search = _Search(graph, meshes, memory_limit_bytes, pins or {}, time.monotonic() + time_limit_s, seed, apart)
     return search.run()
 
 
@@ -114,19 +116,21 @@ def search_on_mesh(
     return search_layout(graph, (mesh,), memory_limit_bytes, pins, time_limit_s, seed)[0]
 
 
-def common_program(graph: Graph, meshes: Sequence[LogicalMesh], pins: Mapping[int, Sharding]) -> Program:
+def common_program(
+    graph: Graph, meshes: Sequence[LogicalMesh], pins: Mapping[int, Sharding], apart: bool = False
+) -> Program:
     """Groups and facts that hold on every one of these meshes."""
     cuts = sorted({c for mesh in meshes for c in possible_cuts(mesh.sizes)})
-    return analyse(graph, group_values(graph, cuts, fixed_in_front(pins)))
+    return analyse(graph, group_values(graph, cuts, fixed_in_front(pins), pins if apart else {}))
 
 
 class _Search:
     def __init__(
         self, graph: Graph, meshes: Sequence[LogicalMesh], limit_bytes: int, pins: Mapping[int, Sharding],
-        deadline: float, seed: int,
+        deadline: float, seed: int, apart: bool,
     ) -> None:  # fmt: skip
         self.limit_bytes, self.deadline = limit_bytes, deadline
-        program = common_program(graph, meshes, pins)
+        program = common_program(graph, meshes, pins, apart)
         self.searches = [MeshSearch(program, mesh, pins, seed) for mesh in meshes]
         self.limits = [float(limit_bytes)] * len(meshes)
         self.spent_s = [0.0] * len(meshes)
