@@ -116,15 +116,16 @@ def _program(
 def _exact_shares(
     amounts: Sequence[float], columns: Sequence[tuple[int, int]], values: np.ndarray
 ) -> tuple[dict[int, float], ...]:
-    """The solver's shares without dust, scaled to add up."""
-    out: list[dict[int, float]] = [{} for _ in amounts]
-    scale = max(float(values.sum()), 1e-300)
+    """The solver's shares without dust, scaled to add up; a group too small for the solver to see is split evenly."""
+    found: list[dict[int, float]] = [{} for _ in amounts]
     for (g, c), value in zip(columns, values, strict=True):
-        if value > 1e-9 * scale:
-            out[g][c] = float(value)
-    for g, share in enumerate(out):
-        total = sum(share.values())
-        out[g] = {c: amounts[g] * v / total for c, v in share.items()} if total else share
+        found[g][c] = float(value)
+    out = []
+    for amount, share in zip(amounts, found, strict=True):
+        most = max(share.values())
+        kept = {c: v for c, v in share.items() if v > 1e-9 * most} if most > 0 else dict.fromkeys(share, 1.0)
+        total = sum(kept.values())
+        out.append({c: amount * v / total for c, v in kept.items()})
     return tuple(out)
 
 
