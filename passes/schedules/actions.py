@@ -111,6 +111,10 @@ class Schedule:
         """Stages per device."""
         return self.stages // self.devices
 
+    def __len__(self) -> int:
+        """The number of actions on all devices."""
+        return sum(len(row) for row in self.actions)
+
     @property
     def has_transfers(self) -> bool:
         return any(a.kind in TRANSFERS for d in self.actions for a in d)

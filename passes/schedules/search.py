@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from passes.schedules.actions import Schedule, loop_placement, v_placement
+from passes.schedules.actions import Kind, Schedule, loop_placement, v_placement
 from passes.schedules.bound import lower_bound_s
 from passes.schedules.costs import Costs
 from passes.schedules.errors import (
@@ -110,12 +110,26 @@ def _candidates(costs: Costs, microbatches: int, devices: int, names: Sequence[s
             refused = error
             continue
         any_made = True
-        yield replace(made, edges=costs.edges)
+        made = replace(made, edges=costs.edges)
+        yield made
+        if names is None and any(a.kind is Kind.W for a in made.actions[0]):
+            yield _weights_placed(made, costs)
     if names is None:
         for place in _placements(costs.stages, devices):
             yield from _listed(costs, microbatches, place)
     elif not any_made and refused is not None:
         raise refused
+
+
+def _weights_placed(schedule: Schedule, costs: Costs) -> Schedule:
+    """The same order of F and B, with every W where these durations leave room, in no more memory."""
+    stages, microbatches = schedule.stages, schedule.microbatches
+    first = Policy((0.0,) * stages, (0.0,) * stages, (1.0,) * stages, (microbatches,) * stages)
+    order = [[a for a in row if a.kind in (Kind.F, Kind.B)] for row in schedule.actions]
+    name = f"{schedule.name}, W placed by durations"
+    memory = peak_bytes(schedule, costs)
+    placed = list_schedule(name, costs, microbatches, schedule.placement, first, memory, order)
+    return placed if len(placed) == len(schedule) else schedule
 
 
 def _placements(stages: int, devices: int) -> list[tuple[int, ...]]:

@@ -64,7 +64,7 @@ def v_schedule(devices: int, microbatches: int, limit: int) -> Schedule:
     for policy, order in _candidates(devices, microbatches, limit):
         within = None if order is None else memory  # a policy's caps add up to the limit
         made = list_schedule("v", costs, microbatches, v_placement(devices), policy, within, order)
-        if sum(len(row) for row in made.actions) < (3 * microbatches + 1) * costs.stages:
+        if len(made) < (3 * microbatches + 1) * costs.stages:
             continue  # an order that cannot be kept within the limit
         trace = simulate(made, costs)
         score = (trace.skewed_bubble_s, trace.makespan_s)

@@ -136,8 +136,8 @@ def test_against_every_schedule_there_is(times: tuple[tuple[float, float], ...])
 def test_unequal_stages_do_better_than_with_any_name() -> None:
     times = [[1.0 + ((7 * s + 3 * kind) % 5) / 5 for s in range(8)] for kind in range(3)]
     costs = stage_costs(*times, transfer_s=0.05)
-    named = best_schedule(costs, 8, 4, [8.0] * 4, names=[n for n, maker in NAMED.items() if maker.chunks in (None, 2)])
-    found = best_schedule(costs, 8, 4, [8.0] * 4)
+    named = best_schedule(costs, 8, 4, names=[n for n, maker in NAMED.items() if maker.chunks in (None, 2)])
+    found = best_schedule(costs, 8, 4)
     assert found.trace.makespan_s < 0.99 * named.trace.makespan_s
     assert found.gap < 0.05
 
