@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from passes.ir import Sharding
+from passes.likeness import place_of
 from passes.price import Priced
 from passes.question import whole_problem
 from passes.solve import choice_cost, solve
@@ -91,7 +92,7 @@ def conditional_costs(priced: Priced, choice: Sequence[int], group: int) -> np.n
     costs = priced.node_s(group).astype(float)
     for w in priced.wants_of.get(group, ()):
         matrix, row_of, col_of = priced.pair(w)
-        source = priced.pricer.place_of(w).group
+        source = place_of(priced.program, w).group
         if source == group:
             costs = costs + matrix[row_of, col_of[choice[priced.number[w.consumer]]]]
         else:

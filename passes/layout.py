@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from cost_model.mesh import LogicalMesh
 from cost_model.simulate import Timeline
+from passes.fold import fold
 from passes.footprint import Footprint, footprint
 from passes.grouping import group_values
 from passes.ir import Graph, Sharding
@@ -131,7 +132,8 @@ class _Search:
     ) -> None:  # fmt: skip
         self.limit_bytes, self.deadline = limit_bytes, deadline
         program = common_program(graph, meshes, pins, apart)
-        self.searches = [MeshSearch(program, mesh, pins, seed) for mesh in meshes]
+        folding = fold(program, meshes[0].topology.chip.platform, pins)
+        self.searches = [MeshSearch(folding, mesh, pins, seed) for mesh in meshes]
         self.limits = [float(limit_bytes)] * len(meshes)
         self.spent_s = [0.0] * len(meshes)
         self.looked: dict[int, Looked] = {}
@@ -212,7 +214,7 @@ class _Search:
     def spelled_out(self, i: int, candidate: Candidate) -> Found:
         choice = candidate.choice
         assert choice is not None
-        realized = realize(candidate.priced, choice)
-        timeline, used = simulate_plan(candidate.priced, realized), footprint(candidate.priced, realized)
-        c = candidate
-        return Found(c.priced, choice, realized, timeline, used, c.cost_s, c.bound_s, c.status, self.spent_s[i])
+        c, priced = candidate, candidate.question.priced(self.limits[i])
+        realized = realize(priced, choice)
+        timeline, used = simulate_plan(priced, realized), footprint(priced, realized)
+        return Found(priced, choice, realized, timeline, used, c.cost_s, c.bound_s, c.status, self.spent_s[i])

@@ -56,16 +56,17 @@ def lifted(question: Question, limit_bytes: float, price_s_per_byte: Mapping[int
     return best
 
 
-def nearest(question: Question, found: Lifted, choice: Sequence[int]) -> dict[int, tuple[Strategy, ...]]:
-    """Per group the strategies that cost least by `found`, and the chosen one (`choice` is per class); groups of a kind
-    have one list."""
-    out, known = {}, {}
-    for g, options in question.priced.strategies.items():
-        kind, chosen = found.kind_of[g], choice[question.folding.class_of[g]]
+def nearest(question: Question, found: Lifted, choice: Sequence[int]) -> list[tuple[Strategy, ...]]:
+    """Per group (in the folding's order) the strategies that cost least by `found`, and the chosen one (`choice` is per
+    class); groups of a kind have one list."""
+    out: list[tuple[Strategy, ...]] = []
+    known: dict[int, tuple[Strategy, ...]] = {}
+    for g, k in question.folding.class_of.items():
+        kind = found.kind_of[g]
         if kind not in known:
             order = np.argsort(found.slack_s[kind], kind="stable")[:_NEAREST].tolist()
-            known[kind] = tuple(options[i] for i in sorted({*order, chosen}))
-        out[g] = known[kind]
+            known[kind] = tuple(question.options[k][i] for i in sorted({*order, choice[k]}))
+        out.append(known[kind])
     return out
 
 
@@ -89,8 +90,9 @@ class _PricedUsage:
         for k, (position, _) in enumerate(self.prices):
             alive = np.flatnonzero((question.start <= position) & (position < question.end))
             for i in alive.tolist():
-                group = question.occupied.items[i].group
-                self.of.setdefault(group, []).append(k * len(question.usages) + int(question.item_usage[i]))
+                group = question.folding.occupied.items[i].group
+                kind = int(question.folding.item_kind[i])
+                self.of.setdefault(group, []).append(k * len(question.usages) + kind)
 
     def cost_s(self, usages: Sequence[int]) -> np.ndarray | float:
         total: np.ndarray | float = 0.0
@@ -105,15 +107,15 @@ class _PricedUsage:
 
 
 def _kinds(question: Question, usage: _PricedUsage) -> tuple[list[_Kind], dict[int, int]]:
-    meets: dict[int, list[tuple[int, int]]] = {g: [] for g in question.priced.order}
-    for number, m in enumerate(question.meetings):
+    meets: dict[int, list[tuple[int, int]]] = {g: [] for g in question.folding.class_of}
+    for number, m in enumerate(question.folding.meetings):
         for u, v in m.pairs:
             meets[u].append((number, 0))
             meets[v].append((number, 1))
     kinds: dict[tuple[int, tuple[tuple[tuple[int, int], int], ...], tuple[int, ...]], int] = {}
     counts: Counter[int] = Counter()
     kind_of = {}
-    for g in question.priced.order:
+    for g in question.folding.class_of:
         around = tuple(sorted(Counter(meets[g]).items()))
         key = (question.folding.class_of[g], around, tuple(sorted(usage.of.get(g, ()))))
         kind_of[g] = kinds.setdefault(key, len(kinds))
@@ -127,17 +129,19 @@ class _Dual:
     def __init__(self, question: Question, kinds: Sequence[_Kind], usage: _PricedUsage) -> None:
         self.question = question
         # Infinite costs stay out of sums: what is forbidden costs more than everything else together.
-        finite = [m.matrix[np.isfinite(m.matrix)].max(initial=0.0) * len(m.pairs) for m in question.meetings]
-        self.forbidden = 2.0 * (sum(finite) + sum(float(c.max()) for c in question.costs)) + 1.0
-        self.matrix = [np.where(np.isfinite(m.matrix), m.matrix, self.forbidden) for m in question.meetings]
+        parts = question.parts
+        counts = [len(m.pairs) for m in question.folding.meetings]
+        most = [m[np.isfinite(m)].max(initial=0.0) * n for (m, _, _), n in zip(parts, counts, strict=True)]
+        self.forbidden = 2.0 * (sum(most) + sum(float(c.max()) for c in question.costs)) + 1.0
+        self.matrix = [np.where(np.isfinite(m), m, self.forbidden) for m, _, _ in parts]
         self.rows = [np.zeros(m.shape[0]) for m in self.matrix]
         self.cols = [np.zeros(m.shape[1]) for m in self.matrix]
-        self.alone = [question.priced.node_s(c[0]).astype(float) for c in question.folding.classes]
+        self.alone = [question.alone_s(k) for k in range(len(question.options))]
         self.mean = [a.copy() for a in self.alone]
         for kind in kinds:
             self.mean[kind.of] += usage.cost_s(kind.usages) * (kind.count / len(question.folding.classes[kind.of]))
         self.meets: list[list[tuple[int, int, float]]] = [[] for _ in self.alone]
-        for n, m in enumerate(question.meetings):
+        for n, m in enumerate(question.folding.meetings):
             for side, k in enumerate((m.u, m.v)):
                 self.meets[k].append((n, side, len(m.pairs) / len(question.folding.classes[k])))
 
@@ -148,20 +152,20 @@ class _Dual:
 
     def diffuse(self, k: int) -> None:
         """Class k takes what its meetings can give, and gives it back in equal parts."""
-        meetings = self.question.meetings
+        parts = self.question.parts
         level = self.mean[k].copy()
         for n, side, times in self.meets[k]:
             left = self.matrix[n] - self.rows[n][:, None] - self.cols[n][None, :]
             if side:
                 self.cols[n] += left.min(axis=0)
-                level += times * self.cols[n][meetings[n].col_of]
+                level += times * self.cols[n][parts[n][2]]
             else:
                 self.rows[n] += left.min(axis=1)
-                level += times * self.rows[n][meetings[n].row_of]
+                level += times * self.rows[n][parts[n][1]]
         level -= level.min()
         whole = sum(times for _, _, times in self.meets[k])
         for n, side, _ in self.meets[k]:
-            index = meetings[n].col_of if side else meetings[n].row_of
+            index = parts[n][2] if side else parts[n][1]
             gives = self.cols[n] if side else self.rows[n]
             least = np.full(gives.size, np.inf)
             np.minimum.at(least, index, level)
@@ -169,14 +173,14 @@ class _Dual:
 
     def bound(self, kinds: Sequence[_Kind], usage: _PricedUsage) -> tuple[float, list[np.ndarray]]:
         total = 0.0
-        for m, matrix, p, q in zip(self.question.meetings, self.matrix, self.rows, self.cols, strict=True):
+        for m, matrix, p, q in zip(self.question.folding.meetings, self.matrix, self.rows, self.cols, strict=True):
             total += len(m.pairs) * float((matrix - p[:, None] - q[None, :]).min())
         slacks = []
         for kind in kinds:
             level = self.alone[kind.of] + usage.cost_s(kind.usages)
             for (n, side), times in kind.meets:
-                m = self.question.meetings[n]
-                level = level + times * (self.cols[n][m.col_of] if side else self.rows[n][m.row_of])
+                _, row_of, col_of = self.question.parts[n]
+                level = level + times * (self.cols[n][col_of] if side else self.rows[n][row_of])
             least = float(level.min())
             total += kind.count * least
             slacks.append(level - least)

@@ -10,43 +10,30 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cost_model.compute import op_time_s
 from cost_model.mesh import LogicalMesh
-from passes.fold import fold, unfolded
+from passes.fold import Folding
 from passes.groups import Group
 from passes.ir import Sharding
 from passes.lifted import lifted, nearest
-from passes.occupancy import occupancy
+from passes.likeness import shares
 from passes.pinning import PinError, pinned
-from passes.price import Priced, Pricer
+from passes.price import Pricer
 from passes.program import Program
 from passes.question import Answer, Question, answer, least
 from passes.solve import solve
-from passes.strategies import (
-    Strategy,
-    all_strategies,
-    enumerate_moves,
-    enumerate_strategies,
-    enumerate_tied,
-    same_choices,
-)
-
-Options = Mapping[int, tuple[Strategy, ...]]
+from passes.strategies import Strategy, enumerate_moves, enumerate_strategies, enumerate_tied, same_choices
 
 # How far above the least peak of the memory model leanest layouts are looked for: right at it, nothing else counts.
 _ABOVE_LEAST = (1.0, 1.02, 1.05, 1.1, 1.2, 1.4)
 
 
-# Programs of so many groups are not folded: every group decides for itself, and the answer is exact.
-_SMALL = 250
-
-
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A choice (a strategy per group of `priced.order`) on one mesh, or None with the status why.
+    """A choice (a strategy per group, in the order of the folding's) on one mesh, or None with the status why.
 
     `cost_s` is the linear price, `bound_s` is below that of every layout on the mesh. `answer` is what the question
     gave, with a choice per class; `folded` says that layers that are alike still have to decide alike.
@@ -60,17 +47,15 @@ class Candidate:
     status: str
     folded: bool
 
-    @property
-    def priced(self) -> Priced:
-        return self.question.priced
-
 
 class MeshSearch:
     """One program on one mesh with what is pinned. Raises PinError where a pin allows nothing."""
 
-    def __init__(self, program: Program, mesh: LogicalMesh, pins: Mapping[int, Sharding], seed: int = 0) -> None:
-        self.program, self.mesh, self.pins, self.seed = program, mesh, pins, seed
-        self.pricer = Pricer(program, mesh)
+    def __init__(self, folding: Folding, mesh: LogicalMesh, pins: Mapping[int, Sharding], seed: int = 0) -> None:
+        self.folding, self.program = folding, folding.program
+        self.mesh, self.pins, self.seed = mesh, pins, seed
+        self.pricer = Pricer(self.program, mesh)
+        self.groups = [self.program.grouping.groups[c[0]] for c in folding.classes]
         self.last: Candidate | None = None  # where a tighter limit begins
 
     def solve(self, limit_bytes: float, deadline: float) -> Candidate:
@@ -82,21 +67,41 @@ class MeshSearch:
     # ---- up to two axes ----
     def _all_axes(self, limit: float, deadline: float) -> Candidate:
         if self.last is not None:
-            question = self.last.question
-            question.priced = replace(question.priced, memory_limit=limit)
-            return self._asked(question, limit, deadline, self.last.answer.positions)
-        options = pinned(self.program, self.mesh, all_strategies(self.program, self.mesh), self.pins)
-        return self._ask(options, limit, deadline)
+            return self._asked(self.last.question, limit, deadline, self.last.answer.positions)
+        return self._ask(self._pinned(self.all_strategies()), limit, deadline)
 
-    def _ask(self, options: Options, limit: float, deadline: float) -> Candidate:
-        priced = self.pricer.price(options, limit)
-        occupied = occupancy(priced)
-        folding = fold(priced, occupied) if len(options) > _SMALL else unfolded(priced)
-        found = self._asked(Question(priced, occupied, folding), limit, deadline)
-        if found.choice is None and found.status == "infeasible" and not folding.trivial:
+    def all_strategies(self) -> list[tuple[Strategy, ...]]:
+        """Every class's strategies on the mesh. Several readers of one value may share a copy of it."""
+
+        def every(group: Group, shared: bool) -> tuple[Strategy, ...]:
+            return enumerate_strategies(group, self.mesh.sizes, shared)
+
+        return self._each([() for _ in self.groups], every)
+
+    def _each(
+        self, more: Sequence[Hashable], make: Callable[[Group, bool], tuple[Strategy, ...]]
+    ) -> list[tuple[Strategy, ...]]:
+        """`make` of every class; classes with equal choices (and equal `more`) have one list."""
+        known: dict[Hashable, tuple[Strategy, ...]] = {}
+        out = []
+        for k, group in enumerate(self.groups):
+            shared = shares(self.program, group)
+            key = (*same_choices(group), shared, more[k])
+            if key not in known:
+                known[key] = make(group, shared)
+            out.append(known[key])
+        return out
+
+    def _pinned(self, options: Sequence[tuple[Strategy, ...]]) -> list[tuple[Strategy, ...]]:
+        return pinned(self.folding, self.mesh, options, self.pins)
+
+    def _ask(self, options: Sequence[tuple[Strategy, ...]], limit: float, deadline: float) -> Candidate:
+        found = self._asked(Question(self.pricer, self.folding, options), limit, deadline)
+        if found.choice is None and found.status == "infeasible" and found.folded:
             # Layers that must all be alike do not fit; layers that differ may.
-            whole = Question(priced, occupied, unfolded(priced))
-            found = self._asked(whole, limit, deadline, found.answer.positions)
+            apart = self.folding.unfolded
+            spread = [options[k] for k in self.folding.class_of.values()]
+            return self._asked(Question(self.pricer, apart, spread), limit, deadline, found.answer.positions)
         return found
 
     def _asked(self, question: Question, limit: float, deadline: float, positions: Sequence[int] = ()) -> Candidate:
@@ -112,11 +117,12 @@ class MeshSearch:
         bounds = [lifted(question, limit, prices) for prices in _prices(question, found, limit)]
         best = max(bounds, key=lambda one: one.bound_s)
         cost, choice = candidate.cost_s, candidate.choice
-        near = self.pricer.price(nearest(question, best, chosen), limit)
-        apart = Question(near, occupancy(near), unfolded(near))
-        again = answer(apart, limit, deadline, self.seed, found.positions).solution
-        if again.choice is not None and again.cost < cost:
-            cost, choice = again.cost, _in_full(question.priced, near, again.choice)
+        near = nearest(question, best, chosen)
+        again = answer(Question(self.pricer, self.folding.unfolded, near), limit, deadline, self.seed, found.positions)
+        apart = again.solution
+        if apart.choice is not None and apart.cost < cost:
+            full = [question.options[k] for k in self.folding.class_of.values()]
+            cost, choice = apart.cost, _in_full(full, near, apart.choice)
         bound = min(best.bound_s, cost)
         status = "optimal" if cost - bound <= 1e-9 * cost else "feasible"
         return replace(candidate, choice=choice, cost_s=cost, bound_s=bound, status=status, folded=False)
@@ -143,26 +149,26 @@ class MeshSearch:
 
     # ---- three and more axes ----
     def _three_axes(self, limit: float, deadline: float) -> Candidate:
-        groups = self.program.grouping.groups
-        shares = {g: any(self.program.readers.get(v, 0) > 1 for v in group.members) for g, group in groups.items()}
         best: Candidate | None = None
         worst: Candidate | None = None
-        for tied in itertools.combinations(self.mesh.axis_names, 2):
+        nothing: list[Hashable] = [() for _ in self.groups]
+        for pair in itertools.combinations(self.mesh.axis_names, 2):
             if best is not None and time.monotonic() > deadline:
                 break
-            options = self._alike(
-                {g: (same_choices(group), shares[g]) for g, group in groups.items()},
-                lambda g, tied=tied: enumerate_tied(groups[g], self.mesh.sizes, tied, shares[g]),
-            )
+
+            def tied(group: Group, shared: bool, pair: tuple[str, str] = pair) -> tuple[Strategy, ...]:
+                return enumerate_tied(group, self.mesh.sizes, pair, shared)
+
+            options = self._each(nothing, tied)
             try:
-                options = pinned(self.program, self.mesh, options, self.pins)
+                options = self._pinned(options)
             except PinError:
-                options = pinned(self.program, self.mesh, self._with_pinned(options, shares), self.pins)
+                options = self._pinned(self._with_pinned(options))
             found = self._ask(options, limit, time.monotonic() + max(1.0, (deadline - time.monotonic()) / 3))
             if found.choice is None:
                 worst = found
                 continue
-            found = self._free_axes(found, shares, limit, deadline)
+            found = self._free_axes(found, limit, deadline)
             if best is None or found.cost_s < best.cost_s:
                 best = found
         if best is None:
@@ -171,41 +177,34 @@ class MeshSearch:
         bound = perfect_division_s(self.program, self.mesh)
         return replace(best, bound_s=bound, status="feasible", folded=False)
 
-    def _alike(self, keys: Mapping[int, object], make: object) -> dict[int, tuple[Strategy, ...]]:
-        """`make(group)` of every group; equal keys share one list."""
-        assert callable(make)
-        known: dict[object, tuple[Strategy, ...]] = {}
-        out = {}
-        for g, key in keys.items():
-            if key not in known:
-                known[key] = make(g)
-            out[g] = known[key]
-        return out
+    def _with_pinned(self, options: Sequence[tuple[Strategy, ...]]) -> list[tuple[Strategy, ...]]:
+        """Every strategy for classes that hold a pin: the pinned one need not tie the axes."""
+        places = [self.program.grouping.place(value) for value in self.pins]
+        held = {self.folding.class_of[p.group] for p in places if p is not None}
+        return [
+            every if k in held else own
+            for k, (own, every) in enumerate(zip(options, self.all_strategies(), strict=True))
+        ]
 
-    def _with_pinned(self, options: Options, shares: Mapping[int, bool]) -> Options:
-        """Every strategy for groups that hold a pin: the pinned one need not tie the axes."""
-        out = dict(options)
-        for value in self.pins:
-            place = self.program.grouping.place(value)
-            if place is not None:
-                group: Group = self.program.grouping.groups[place.group]
-                out[place.group] = enumerate_strategies(group, self.mesh.sizes, shares[place.group])
-        return out
-
-    def _free_axes(self, found: Candidate, shares: Mapping[int, bool], limit: float, deadline: float) -> Candidate:
+    def _free_axes(self, found: Candidate, limit: float, deadline: float) -> Candidate:
         """Free one axis at a time, the others where they are, until a whole round brings nothing."""
         quiet = 0
-        mesh, groups = self.mesh, self.program.grouping.groups
-        for axis in itertools.cycle(sorted(mesh.axis_names, key=lambda a: -mesh.sizes[a])):
-            if quiet == len(mesh.axis_names) or time.monotonic() > deadline:
+        sizes = self.mesh.sizes
+        for axis in itertools.cycle(sorted(self.mesh.axis_names, key=lambda a: -sizes[a])):
+            chosen = found.answer.solution.choice
+            if quiet == len(self.mesh.axis_names) or time.monotonic() > deadline or chosen is None:
                 break
-            assert found.choice is not None
-            current = {g: found.priced.strategies[g][found.choice[n]] for n, g in enumerate(found.priced.order)}
-            options = self._alike(
-                {g: (same_choices(group), shares[g], current[g]) for g, group in groups.items()},
-                lambda g, axis=axis, now=current: enumerate_moves(groups[g], now[g], axis, mesh.sizes, shares[g]),
-            )
-            again = self._ask(pinned(self.program, mesh, options, self.pins), limit, deadline)
+            if found.question.folding is not self.folding:
+                break  # layers differ: nothing to free by class
+            current = [options[s] for options, s in zip(found.question.options, chosen, strict=True)]
+            known: dict[Hashable, tuple[Strategy, ...]] = {}
+            options = []
+            for group, now in zip(self.groups, current, strict=True):
+                key = (*same_choices(group), shares(self.program, group), now)
+                if key not in known:
+                    known[key] = enumerate_moves(group, now, axis, sizes, shares(self.program, group))
+                options.append(known[key])
+            again = self._ask(self._pinned(options), limit, deadline)
             if again.choice is not None and again.cost_s < found.cost_s * (1 - 1e-9):
                 found, quiet = again, 0
             else:
@@ -231,15 +230,16 @@ def _prices(question: Question, found: Answer, limit_bytes: float) -> list[dict[
     return [{}, *({p: factor * each for p in full} for factor in (0.5, 1.0, 2.0))]
 
 
-def _in_full(full: Priced, near: Priced, choice: Sequence[int]) -> tuple[int, ...]:
+def _in_full(
+    full: Sequence[tuple[Strategy, ...]], near: Sequence[tuple[Strategy, ...]], choice: Sequence[int]
+) -> tuple[int, ...]:
     """A choice among fewer strategies as one among all."""
     places: dict[int, dict[int, int]] = {}
     out = []
-    for g, s in zip(near.order, choice, strict=True):
-        options = full.strategies[g]
+    for options, fewer, s in zip(full, near, choice, strict=True):
         if id(options) not in places:
             places[id(options)] = {id(strategy): i for i, strategy in enumerate(options)}
-        out.append(places[id(options)][id(near.strategies[g][s])])
+        out.append(places[id(options)][id(fewer[s])])
     return tuple(out)
 
 

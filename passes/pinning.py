@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from cost_model.mesh import LogicalMesh
+from passes.fold import Folding
 from passes.groups import Place
 from passes.ir import OPEN, Sharding
-from passes.program import Program
 from passes.strategies import Strategy
 
 
@@ -30,32 +30,30 @@ class PinError(LayoutError):
 
 
 def pinned(
-    program: Program, mesh: LogicalMesh, strategies: Mapping[int, tuple[Strategy, ...]], pins: Mapping[int, Sharding]
-) -> dict[int, tuple[Strategy, ...]]:
-    """Only the strategies under which pinned values have their sharding; equal lists stay one object.
+    folding: Folding, mesh: LogicalMesh, options: Sequence[tuple[Strategy, ...]], pins: Mapping[int, Sharding]
+) -> list[tuple[Strategy, ...]]:
+    """Per class only the strategies under which pinned values have their sharding; equal lists stay one object.
 
-    Raises PinError when a group has none left.
+    Raises PinError when a class has none left.
     """
-    out = dict(strategies)
+    out = list(options)
     known: dict[tuple[int, Sharding, tuple[int, ...]], tuple[Strategy, ...]] = {}
-    graph = program.graph
+    program = folding.program
     before: dict[int, int] = {}  # the last pinned value of a group
     for value, sharding in pins.items():
-        place = program.grouping.place(value)
+        place, shape = program.grouping.place(value), program.graph.values[value].shape
         if place is None:
             if set(sharding.axes) - set(OPEN):
-                raise PinError(value, graph.values[value].shape, sharding, mesh, decided=False)
+                raise PinError(value, shape, sharding, mesh, decided=False)
             continue
-        options = out[place.group]
-        key = (id(options), sharding, place.dims)
+        k = folding.class_of[place.group]
+        key = (id(out[k]), sharding, place.dims)
         if key not in known:
-            known[key] = tuple(s for s in options if _agrees(sharding, s, place))
+            known[key] = tuple(s for s in out[k] if _agrees(sharding, s, place))
         if not known[key]:
-            alone = any(_agrees(sharding, s, place) for s in strategies[place.group])
-            raise PinError(
-                value, graph.values[value].shape, sharding, mesh, against=before.get(place.group) if alone else None
-            )
-        out[place.group] = known[key]
+            alone = any(_agrees(sharding, s, place) for s in options[k])
+            raise PinError(value, shape, sharding, mesh, against=before.get(place.group) if alone else None)
+        out[k] = out[k] if len(known[key]) == len(out[k]) else known[key]
         before[place.group] = value
     return out
 

@@ -17,10 +17,22 @@ import numpy as np
 from cost_model.compute import op_time_s
 from cost_model.mesh import LogicalMesh
 from passes.borders import borders_s
-from passes.groups import Group, Place, Slot, Want
+from passes.fold import Folding
+from passes.groups import Group, Slot, Want
+from passes.ir import Sharding
+from passes.likeness import (
+    group_likeness,
+    latency_share,
+    moved_bytes,
+    place_of,
+    shared_members,
+    want_likeness,
+)
+from passes.occupancy import Spec
 from passes.program import Program
 from passes.reshard import Dims, Reshards, ReshardTable, combined_s
 from passes.strategies import ARRIVING, Strategy
+from passes.tiling import stored_bytes
 
 FAMILY = {
     "contraction": "contraction", "elementwise": "elementwise", "reduction": "reduction", "movement": "copy",
@@ -36,6 +48,7 @@ class Priced:
     `memory_limit` in bytes per device, or None where memory was not asked about.
     """
 
+    folding: Folding = field(repr=False)
     pricer: Pricer = field(repr=False)
     order: tuple[int, ...]
     strategies: Mapping[int, tuple[Strategy, ...]]
@@ -65,7 +78,7 @@ class Priced:
         """Per group, what it wants of other groups and they of it."""
         out: dict[int, list[Want]] = {}
         for w in self.program.grouping.wants:
-            u = self.pricer.place_of(w).group
+            u = place_of(self.program, w).group
             if u != w.consumer:
                 out.setdefault(u, []).append(w)
                 out.setdefault(w.consumer, []).append(w)
@@ -73,7 +86,7 @@ class Priced:
 
     def pair(self, want: Want) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(matrix, row of each strategy of the value's group, column of each of the consumer's)."""
-        u = self.pricer.place_of(want).group
+        u = place_of(self.program, want).group
         return self.pricer.pair_matrix(want, self.strategies[u], self.strategies[want.consumer])
 
 
@@ -104,23 +117,9 @@ class Pricer:
             self._prices[key] = combined_s(kind, self.mesh, axes, size_bytes, latency_share)
         return self._prices[key]
 
-    def latency_share(self, value: int, group: Group) -> float:
-        """1 for a collective on the critical path; else the part of one combined collective's latency that is this
-        value's."""
-        size = self.graph.values[value].size_bytes
-        if group.kind == "input" and self.program.count.get(value, 1) == 1:
-            return _share(size, self.program.parameter_bytes)
-        if value not in self.program.reaches:
-            once = self.program.count.get(value, 1) == 1
-            return _share(
-                size,
-                self.program.parameter_bytes if once else self.program.late_bytes.get(self.program.count[value], 0),
-            )
-        return 1.0
-
     def table(self, value: int, group: Group) -> ReshardTable:
         v = self.graph.values[value]
-        return self.reshards.table(v.shape, v.itemsize, self.latency_share(value, group))
+        return self.reshards.table(v.shape, v.itemsize, latency_share(self.program, value, group))
 
     # ---- nodes ----
     def cuts(self, strategies: tuple[Strategy, ...], slots: tuple[Slot, ...]) -> np.ndarray:
@@ -145,37 +144,14 @@ class Pricer:
 
     def node(self, group: Group, strategies: tuple[Strategy, ...]) -> tuple[np.ndarray, np.ndarray]:
         """(compute, communication) seconds per strategy; layers that repeat are priced once."""
-        key = self.node_key(group, strategies)
+        key = (group_likeness(self.program, group), self.known(strategies))
         if key not in self._nodes:
             self._nodes[key] = self.computing(group, strategies), self.communicating(group, strategies)
         return self._nodes[key]
 
-    def node_key(self, group: Group, strategies: tuple[Strategy, ...]) -> object:
-        """Equal for groups whose strategies cost the same by themselves."""
-        moved = tuple(sorted(self.moved(group).items()))
-        rule, values = group.rule, self.graph.values
-        if group.leader is None or rule is None or group.kind != "op":
-            return self.alike(group, strategies), moved
-        op = group.leader.op
-        arrays = [(a.shape, a.itemsize, a.dtype) for a in map(self.graph.value_of, (*op.inputs, *op.outputs))]
-        picked = rule.kind == "indexing" and bool(op.inputs) and values[op.outputs[0]].size_bytes
-        own = (rule.kind, rule.flop, rule.operands, rule.results, rule.halos, picked, group.leader.runs, *arrays)
-        return self.alike(group, strategies), moved, own
-
-    def moved(self, group: Group) -> dict[tuple[int, ...], float]:
-        """Bytes that are written and read again, by the classes that cut them."""
-        moved: dict[tuple[int, ...], float] = {}
-        kept = self.program.lives.present
-        for v in group.members:
-            place = self.grouping.place(v)
-            if v in kept and place is not None and not (group.kind == "op" and v == group.root):
-                key = tuple(sorted(c for c in place.dims if c >= 0))
-                moved[key] = moved.get(key, 0.0) + 2.0 * self.graph.values[v].size_bytes * self.program.runs(v)
-        return moved
-
     def computing(self, group: Group, strategies: tuple[Strategy, ...]) -> np.ndarray:
         compute = np.zeros(len(strategies))
-        for key, size in self.moved(group).items():
+        for key, size in moved_bytes(self.program, group).items():
             compute += op_time_s(self.chip, 0.0, size / self.cuts(strategies, key), "float32", "elementwise")
         if group.leader is not None and group.rule is not None and group.kind == "op":
             compute += self.leader(group, strategies)
@@ -185,17 +161,6 @@ class Pricer:
         borders = [borders_s(self.graph, group, s, self.sizes, self.collective) for s in strategies]
         inside = [self.reductions(group, s) + self.finishes(group, s) + self.shared(group, s) for s in strategies]
         return np.add(inside, borders)
-
-    def alike(self, group: Group, strategies: tuple[Strategy, ...]) -> object:
-        """What the communication within a group depends on (borders follow from the operation, see `node_key`)."""
-        values, runs = self.graph.values, group.leader.runs if group.leader is not None else 0.0
-        root = (values[group.root].size_bytes, self.latency_share(group.root, group)) if group.root >= 0 else ()
-        ends = [(f.visit.runs, values[f.result].size_bytes, f.result_dims, f.classes) for f in group.finishes]
-        members = self.shared_members(group)
-        copies = [(id(self.table(v, group)), self.program.runs(v), self.grouping.place(v)) for v in members]
-        forms = tuple((table, count, place.dims) for table, count, place in copies if place is not None)
-        once = group.leader.count if group.leader is not None else 0
-        return self.known(strategies), runs, once, root, tuple(ends), forms
 
     def leader(self, group: Group, strategies: tuple[Strategy, ...]) -> np.ndarray:
         visit, rule = group.leader, group.rule
@@ -216,7 +181,7 @@ class Pricer:
     def reductions(self, group: Group, strategy: Strategy) -> float:
         if not strategy.reductions or group.leader is None or group.rule is None:
             return 0.0
-        share = self.latency_share(group.root, group)
+        share = latency_share(self.program, group.root, group)
         total = 0.0
         size = self.graph.values[group.root].size_bytes / self.mesh.size(self.before_reduction(group, strategy))
         for r in strategy.reductions:
@@ -246,13 +211,10 @@ class Pricer:
         if strategy.shared is None:
             return 0.0
         total = 0.0
-        for v in self.shared_members(group):
+        for v in shared_members(self.program, group):
             table = self.table(v, group)
             total += self.program.runs(v) * table.price(self.form(v, strategy), self.form(v, strategy, shared=True))
         return total
-
-    def shared_members(self, group: Group) -> list[int]:
-        return [v for v in group.members if self.program.readers.get(v, 0) > 1 and v not in self.program.outer]
 
     def form(self, value: int, strategy: Strategy, shared: bool = False) -> Dims:
         """Sharding of a member under a strategy."""
@@ -266,33 +228,17 @@ class Pricer:
         self, want: Want, source: tuple[Strategy, ...], target: tuple[Strategy, ...]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(matrix, row of each source strategy, column of each target strategy) of one want."""
-        key = self.pair_key(want, source, target)
+        like = want_likeness(self.program, want)
+        key = (like, self.known(source), self.known(target))
         if key not in self._matrices:
-            self._matrices[key] = self.fresh_matrix(want, source, target, *key[-2:])
+            has_copy, sums = like[-2:]
+            self._matrices[key] = self.fresh_matrix(want, source, target, bool(has_copy), bool(sums))
         return self._matrices[key]
-
-    def pair_key(
-        self, want: Want, source: tuple[Strategy, ...], target: tuple[Strategy, ...]
-    ) -> tuple[int, tuple[int, int], tuple[int, ...], tuple[Slot, ...], float, bool, bool]:
-        """Equal for wants that cost the same whatever both groups choose."""
-        group = self.grouping.groups[self.place_of(want).group]
-        consumer = self.grouping.groups[want.consumer]
-        table = self.table(want.value, group)
-        has_copy = self.program.readers.get(want.value, 0) > 1
-        sums = (
-            consumer.sums
-            and want.role == "operand"
-            and want.visit is not None
-            and consumer.leader is not None
-            and want.visit.op is consumer.leader.op
-        )
-        lists = (self.known(source), self.known(target))
-        return id(table), lists, self.place_of(want).dims, want.slots, want.runs, has_copy, sums
 
     def fresh_matrix(
         self, want: Want, source: tuple[Strategy, ...], target: tuple[Strategy, ...], has_copy: bool, sums: bool
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        table = self.table(want.value, self.grouping.groups[self.place_of(want).group])
+        table = self.table(want.value, self.grouping.groups[place_of(self.program, want).group])
         rows: dict[tuple[Dims, Dims, frozenset[str]], int] = {}
         cols: dict[tuple[Dims, frozenset[str]], int] = {}
         row_of = np.empty(len(source), dtype=np.int64)
@@ -317,25 +263,22 @@ class Pricer:
                     matrix[i, j] = np.inf
         return matrix, row_of, col_of
 
-    def place_of(self, want: Want) -> Place:
-        place = self.grouping.place(want.value)
-        assert place is not None
-        return place
-
-    # ---- all together ----
-    def price(self, strategies: Mapping[int, tuple[Strategy, ...]], memory_limit: float | None) -> Priced:
-        """Prices of every group; edges and memory are asked of the result where they are needed."""
-        compute: dict[int, np.ndarray] = {}
-        communication: dict[int, np.ndarray] = {}
-        for g, options in strategies.items():
-            compute[g], communication[g] = self.node(self.grouping.groups[g], options)
-        for w in self.grouping.wants:
-            u = self.place_of(w).group
-            if u == w.consumer:
-                matrix, row_of, col_of = self.pair_matrix(w, strategies[u], strategies[u])
-                communication[u] = communication[u] + matrix[row_of, col_of]
-        return Priced(self, tuple(strategies), strategies, compute, communication, memory_limit)
-
-
-def _share(size_bytes: int, total_bytes: int) -> float:
-    return size_bytes / max(total_bytes, size_bytes, 1)
+    # ---- memory ----
+    def usage_bytes(self, spec: Spec, options: tuple[Strategy, ...]) -> np.ndarray:
+        """Bytes that one device needs for an array, per strategy of its group."""
+        size = spec.itemsize * math.prod(spec.shape)
+        if spec.kind == "moved":
+            # Whether it has to move depends on the other group too, which a memory item cannot see; counting it always
+            # is safe, and nothing for operands that are cut over all devices.
+            return size / self.cuts(options, spec.slots) - size / self.mesh.num_devices
+        if spec.kind == "shared":
+            on = [() if s.shared is None else [s.shared[c] for c in spec.slots if isinstance(c, int)] for s in options]
+            cuts = [math.prod(map(self.pieces, axes)) for axes in on]
+            return np.array([0.0 if s.shared is None else size / n for s, n in zip(options, cuts, strict=True)])
+        forms = [s.form(spec.slots) for s in options]
+        platform = self.chip.platform
+        sizes = {
+            f: float(stored_bytes(Sharding(f).local_shape(spec.shape, self.sizes), spec.itemsize, platform, spec.major))
+            for f in set(forms)
+        }
+        return np.array([sizes[f] for f in forms])

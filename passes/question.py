@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from passes.fold import Folding, unfolded
-from passes.occupancy import Occupancy, occupancy
-from passes.price import Priced
+from passes.fold import Folding
+from passes.price import Priced, Pricer
 from passes.solve import Edge, MemoryItem, Problem, Solution, choice_cost, solve
+from passes.strategies import Strategy
 
 # Positions added at once: the fullest of so many stretches that are too full.
 _MOST = 6
@@ -24,67 +24,87 @@ _MOST = 6
 Part = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Meeting:
-    """All that one kind of neighbours want of each other: `matrix[row_of[strategy of u], col_of[strategy of v]]` in
-    seconds, for groups of class `u` with groups of class `v`; `pairs` are the groups that meet so."""
-
-    u: int
-    v: int
-    matrix: np.ndarray
-    row_of: np.ndarray
-    col_of: np.ndarray
-    pairs: list[tuple[int, int]]
-
-
 class Question:
-    """Costs of classes and of their meetings, and bytes over time."""
+    """Costs of classes and of their meetings, and bytes over time, for the strategies (per class) in `options`."""
 
-    def __init__(self, priced: Priced, occupied: Occupancy, folding: Folding) -> None:
-        self.priced, self.folding, self.occupied = priced, folding, occupied
-        self.loose_bytes = occupied.loose_bytes
-        self.meetings = meetings_of(priced, folding)
-        costs = [len(c) * priced.node_s(c[0]) for c in folding.classes]
+    def __init__(self, pricer: Pricer, folding: Folding, options: Sequence[tuple[Strategy, ...]]) -> None:
+        self.pricer, self.folding, self.options = pricer, folding, tuple(options)
+        self.loose_bytes = folding.occupied.loose_bytes
+        groups = folding.program.grouping.groups
+        self.compute_s: list[np.ndarray] = []
+        self.communication_s: list[np.ndarray] = []
+        for k, members in enumerate(folding.classes):
+            compute, communication = pricer.node(groups[members[0]], self.options[k])
+            for w in folding.own[k]:
+                matrix, row_of, col_of = pricer.pair_matrix(w, self.options[k], self.options[k])
+                communication = communication + matrix[row_of, col_of]
+            self.compute_s.append(compute)
+            self.communication_s.append(communication)
+        self.parts = self._parts()
+        costs = [len(c) * self.alone_s(k) for k, c in enumerate(folding.classes)]
         pairs: dict[tuple[int, int], list[Part]] = {}
-        for m in self.meetings:
-            matrix = m.matrix if len(m.pairs) == 1 else m.matrix * len(m.pairs)
+        for m, (matrix, row_of, col_of) in zip(folding.meetings, self.parts, strict=True):
+            matrix = matrix if len(m.pairs) == 1 else matrix * len(m.pairs)
             if m.u == m.v:
-                costs[m.u] = costs[m.u] + matrix[m.row_of, m.col_of]
+                costs[m.u] = costs[m.u] + matrix[row_of, col_of]
             elif m.u < m.v:
-                pairs.setdefault((m.u, m.v), []).append((matrix, m.row_of, m.col_of))
+                pairs.setdefault((m.u, m.v), []).append((matrix, row_of, col_of))
             else:
-                pairs.setdefault((m.v, m.u), []).append((matrix.T, m.col_of, m.row_of))
+                pairs.setdefault((m.v, m.u), []).append((matrix.T, col_of, row_of))
         self.costs = tuple(costs)
         self.edges = tuple(Edge(u, v, *combined(parts)) for (u, v), parts in pairs.items())
-        self.usages: list[np.ndarray] = []
-        self._count(occupied)
-
-    def _count(self, occupied: Occupancy) -> None:
-        number: dict[int, int] = {}
-        for item in occupied.items:
-            if id(item.usage) not in number:
-                number[id(item.usage)] = len(self.usages)
-                self.usages.append(item.usage)
-        self.item_class = np.array([self.folding.class_of[i.group] for i in occupied.items], dtype=np.int64)
-        self.item_usage = np.array([number[id(i.usage)] for i in occupied.items], dtype=np.int64)
-        self.start = np.array([i.start for i in occupied.items], dtype=np.int64)
-        self.end = np.array([i.end for i in occupied.items], dtype=np.int64)
-        offsets = np.cumsum([0, *(u.size for u in self.usages)])
+        self.start, self.end = folding.start, folding.end
+        known: dict[tuple[int, int], np.ndarray] = {}
+        for k, spec in folding.kinds:
+            key = (spec, id(self.options[k]))
+            if key not in known:
+                known[key] = pricer.usage_bytes(folding.occupied.specs[spec], self.options[k])
+        self.usages = [known[spec, id(self.options[k])] for k, spec in folding.kinds]
+        self.kind_class = np.array([k for k, _ in folding.kinds], dtype=np.int64)
+        self._at = np.cumsum([0, *(u.size for u in self.usages)])[:-1]
         self._flat = np.concatenate(self.usages) if self.usages else np.zeros(0)
-        self._at = offsets[self.item_usage] if len(occupied.items) else self.item_usage
+
+    def _parts(self) -> list[Part]:
+        """The costs of every kind of meeting: matrix, row of each strategy of u, column of each of v."""
+        known: dict[tuple[tuple[int, bool], ...], Part] = {}
+        out = []
+        for m in self.folding.meetings:
+            wants = []
+            for w, back in m.wants:
+                source, target = (m.v, m.u) if back else (m.u, m.v)
+                wants.append((self.pricer.pair_matrix(w, self.options[source], self.options[target]), back))
+            key = tuple((id(part), back) for part, back in wants)
+            if key not in known:
+                known[key] = combined([_turned(part) if back else part for part, back in wants])
+            out.append(known[key])
+        return out
+
+    def alone_s(self, k: int) -> np.ndarray:
+        """Seconds per strategy of one group of class k, whatever the others do."""
+        return self.compute_s[k] + self.communication_s[k]
+
+    def priced(self, limit_bytes: float | None) -> Priced:
+        """The prices of every group."""
+        class_of = self.folding.class_of
+        return Priced(
+            self.folding,
+            self.pricer,
+            tuple(class_of),
+            {g: self.options[k] for g, k in class_of.items()},
+            {g: self.compute_s[k] for g, k in class_of.items()},
+            {g: self.communication_s[k] for g, k in class_of.items()},
+            limit_bytes,
+        )
 
     def problem(self, positions: Sequence[int], limit_bytes: float | None) -> Problem:
         """The problem that knows of memory at these positions."""
         items = []
         for k, position in enumerate(sorted(positions)):
             alive = (self.start <= position) & (position < self.end)
-            keys, counts = np.unique(
-                self.item_class[alive] * len(self.usages) + self.item_usage[alive], return_counts=True
-            )
+            kinds, counts = np.unique(self.folding.item_kind[alive], return_counts=True)
             by_class: dict[int, np.ndarray] = {}
-            for key, count in zip(keys.tolist(), counts.tolist(), strict=True):
-                c, u = divmod(key, len(self.usages))
-                usage = self.usages[u] * count
+            for kind, count in zip(kinds.tolist(), counts.tolist(), strict=True):
+                c, usage = self.folding.kinds[kind][0], self.usages[kind] * count
                 by_class[c] = by_class[c] + usage if c in by_class else usage
             items += [MemoryItem(c, k, k + 1, usage) for c, usage in by_class.items()]
         room = None if limit_bytes is None or not positions else limit_bytes - self.loose_bytes
@@ -92,7 +112,8 @@ class Question:
 
     def levels(self, choice: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """(positions where something changes, bytes from there on) under a choice per class."""
-        sizes = self._flat[self._at + np.asarray(choice, dtype=np.int64)[self.item_class]]
+        chosen = np.asarray(choice, dtype=np.int64)[self.kind_class]
+        sizes = self._flat[self._at + chosen][self.folding.item_kind] if self.usages else np.zeros(0)
         at, inverse = np.unique(np.concatenate([self.start, self.end]), return_inverse=True)
         change = np.bincount(inverse, weights=np.concatenate([sizes, -sizes]), minlength=at.size)
         return at, np.cumsum(change) + self.loose_bytes
@@ -120,7 +141,7 @@ class Question:
 
     def spread(self, choice: Sequence[int]) -> tuple[int, ...]:
         """A choice per class as a choice per group, in the order of `priced.order`."""
-        return tuple(choice[self.folding.class_of[g]] for g in self.priced.order)
+        return tuple(choice[k] for k in self.folding.class_of.values())
 
 
 @dataclass(slots=True)
@@ -191,42 +212,17 @@ def least(
         known += more
 
 
-def meetings_of(priced: Priced, folding: Folding) -> tuple[Meeting, ...]:
-    """Every kind of meeting of two groups, once."""
-    parts: dict[int, Part] = {}
-    wanted: dict[tuple[int, int], list[tuple[int, bool]]] = {}
-    for w in priced.program.grouping.wants:
-        u, v = priced.pricer.place_of(w).group, w.consumer
-        if u != v:
-            part = priced.pair(w)
-            parts[id(part)] = part
-            wanted.setdefault((min(u, v), max(u, v)), []).append((id(part), u > v))
-    known: dict[object, Meeting] = {}
-    for (u, v), between in wanted.items():
-        between.sort()
-        key = (folding.class_of[u], folding.class_of[v], *between)
-        if key not in known:
-            turned = [_turned(parts[k]) if back else parts[k] for k, back in between]
-            known[key] = Meeting(folding.class_of[u], folding.class_of[v], *combined(turned), [])
-        known[key].pairs.append((u, v))
-    return tuple(known.values())
-
-
 def whole_problem(priced: Priced) -> Problem:
     """The problem of every group and every position, as one may want to study it."""
-    occupied = occupancy(priced)
+    folding = priced.folding.unfolded
+    question = Question(priced.pricer, folding, [priced.strategies[c[0]] for c in folding.classes])
     merged: dict[tuple[int, int, int], np.ndarray] = {}
-    for i in occupied.items:
-        key = (priced.number[i.group], i.start, i.end)
-        merged[key] = merged[key] + i.usage if key in merged else i.usage
+    for item, kind in zip(folding.occupied.items, folding.item_kind.tolist(), strict=True):
+        key = (folding.class_of[item.group], item.start, item.end)
+        merged[key] = merged[key] + question.usages[kind] if key in merged else question.usages[kind]
     memory = tuple(MemoryItem(n, start, end, usage) for (n, start, end), usage in merged.items())
-    limit = None if priced.memory_limit is None else priced.memory_limit - occupied.loose_bytes
-    edges = tuple(
-        Edge(priced.number[u], priced.number[v], m.matrix, m.row_of, m.col_of)
-        for m in meetings_of(priced, unfolded(priced))
-        for u, v in m.pairs
-    )
-    return Problem(tuple(priced.node_s(g) for g in priced.order), edges, memory, limit)
+    limit = None if priced.memory_limit is None else priced.memory_limit - folding.occupied.loose_bytes
+    return Problem(question.costs, question.edges, memory, limit)
 
 
 def _turned(part: Part) -> Part:

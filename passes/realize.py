@@ -240,7 +240,9 @@ class _Realizer:
                 continue
             self.exchanged.add(key)
             why = "borders of windows" if m.kind == "permute" else "totals of blocks"
-            planned = PlannedCollective(m.kind, m.axes, m.size_bytes, visit.count, visit.op.id, m.value, why, late)
+            why = "in the user's own local program" if group.rule.own else why
+            count = visit.count * m.runs
+            planned = PlannedCollective(m.kind, m.axes, m.size_bytes, count, visit.op.id, m.value, why, late)
             self.found.append((at, planned))
 
     def finish(self, finish: Finish, strategy: Strategy) -> None:

@@ -7,10 +7,9 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from cost_model.mesh import LogicalMesh
 from passes.groups import Group, Slot
 from passes.ir import Reduction
-from passes.program import Program
+from passes.rules import Rule
 
 Axes = tuple[str, ...]
 ARRIVING = "+"  # the pseudo-factor of a sum: axes over which its operands arrive as partial sums
@@ -52,12 +51,17 @@ def enumerate_strategies(group: Group, sizes: Mapping[str, int], shares: bool) -
 
     `shares` says whether some member has several consumers that may use one moved copy together.
     """
-    base = tuple(_of_operation(group, sizes)) if group.rule is not None else tuple(_plain(group.limits, sizes))
+    if group.rule is not None and group.rule.exact:
+        base: tuple[Strategy, ...] = (_exactly(group, group.rule, sizes),)
+    else:
+        base = tuple(_of_operation(group, sizes)) if group.rule is not None else tuple(_plain(group.limits, sizes))
     return base if not shares else tuple(s for b in base for s in _with_shared(b, group, sizes))
 
 
 def enumerate_tied(group: Group, sizes: Mapping[str, int], tied: tuple[str, str], shares: bool) -> tuple[Strategy, ...]:
     """The strategies in which two axes go everywhere together, the first major."""
+    if group.rule is not None and group.rule.exact:
+        return enumerate_strategies(group, sizes, shares)
     both = "*".join(tied)
     merged = {
         (both if a == tied[0] else a): (n * sizes[tied[1]] if a == tied[0] else n)
@@ -86,9 +90,19 @@ def enumerate_moves(
     group: Group, strategy: Strategy, axis: str, sizes: Mapping[str, int], shares: bool
 ) -> tuple[Strategy, ...]:
     """Every place for one axis while the others stay as `strategy` has them, in every order within a dimension."""
+    if group.rule is not None and group.rule.exact:
+        return enumerate_strategies(group, sizes, shares)
     rest = _without(strategy, axis)
     base = tuple(_placed(group, rest, axis, sizes))
     return base if not shares else tuple(s for b in base for s in _with_shared(b, group, sizes))
+
+
+def _exactly(group: Group, rule: Rule, sizes: Mapping[str, int]) -> Strategy:
+    """The one way to cut an operation that is written for a mesh: by its own axes where the mesh has them."""
+    if any(sizes.get(a) != n for axes in rule.exact.values() for a, n in axes):
+        return Strategy(tuple(() for _ in group.factors))
+    on = {f: tuple(a for a, _ in axes) for f, axes in rule.exact.items()}
+    return Strategy(tuple(on.get(f, ()) for f in group.factors), tuple(on.items()))
 
 
 def _without(strategy: Strategy, axis: str) -> Strategy:
@@ -169,19 +183,6 @@ def _choices(group: Group) -> list[tuple[str | None, int | None]]:
     return out
 
 
-def all_strategies(program: Program, mesh: LogicalMesh) -> dict[int, tuple[Strategy, ...]]:
-    """Every group's strategies on the mesh. Several readers of one value may share a copy of it."""
-    out = {}
-    known: dict[object, tuple[Strategy, ...]] = {}
-    for g, group in program.grouping.groups.items():
-        shares = any(program.readers.get(v, 0) > 1 for v in group.members)
-        key = (*same_choices(group), shares)
-        if key not in known:
-            known[key] = enumerate_strategies(group, mesh.sizes, shares)
-        out[g] = known[key]
-    return out
-
-
 def same_choices(group: Group) -> tuple[object, ...]:
     """Equal for groups that have equal strategies."""
     rule = group.rule
@@ -189,7 +190,8 @@ def same_choices(group: Group) -> tuple[object, ...]:
         return (tuple(group.limits),)
     sizes, reduced = tuple(sorted(rule.sizes.items())), tuple(sorted(rule.reduced.items()))
     own = (tuple(group.limits), group.factors, group.defers, group.sums)
-    return (*own, rule.operands, rule.results, sizes, reduced, rule.fixed, rule.halos)
+    told = (rule.fixed, rule.halos, tuple(rule.exact.items()), rule.own)
+    return (*own, rule.operands, rule.results, sizes, reduced, *told)
 
 
 def _plain(limits: list[int], sizes: Mapping[str, int]) -> Iterator[Strategy]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from cost_model.collectives import communication_streams
 from cost_model.simulate import Task, Timeline, simulate
 from passes.ir import Literal
+from passes.likeness import latency_share
 from passes.price import Priced
 from passes.realize import PlannedCollective, Realized
 
@@ -85,7 +86,7 @@ class _Builder:
     def communicate(self, c: PlannedCollective, after: tuple[int, ...]) -> int:
         group = self.priced.program.grouping.place(c.value)
         share = (
-            self.pricer.latency_share(c.value, self.priced.program.grouping.groups[group.group])
+            latency_share(self.priced.program, c.value, self.priced.program.grouping.groups[group.group])
             if group is not None
             else 1.0
         )

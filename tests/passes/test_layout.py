@@ -11,17 +11,17 @@ from cost_model.mesh import logical_mesh
 from cost_model.topology import parse_topology
 from parallelizer import zoo
 from parallelizer.tracer import trace
+from passes.fold import fold
 from passes.grouping import group_values
 from passes.ir import Sharding
 from passes.layout import MemoryError_, search_layout, search_on_mesh
+from passes.mesh_search import MeshSearch
 from passes.meshes import candidate_meshes, possible_cuts
 from passes.normalize import drop_dead
 from passes.pinning import PinError
-from passes.price import Pricer
 from passes.program import analyse
-from passes.question import whole_problem
+from passes.question import Question, whole_problem
 from passes.solve import evaluate, solve
-from passes.strategies import all_strategies
 
 F = jnp.float32
 
@@ -61,8 +61,9 @@ TINY = {
 def _problem(fn, args, sizes, topology="cpu:4", limit=None):
     graph = drop_dead(trace(fn, args).graph)
     mesh = logical_mesh(parse_topology(topology), sizes)
-    program = analyse(graph, group_values(graph, possible_cuts(sizes)))
-    return graph, mesh, whole_problem(Pricer(program, mesh).price(all_strategies(program, mesh), limit))
+    search = MeshSearch(fold(analyse(graph, group_values(graph, possible_cuts(sizes))), "cpu"), mesh, {})
+    question = Question(search.pricer, search.folding, search.all_strategies())
+    return graph, mesh, whole_problem(question.priced(limit))
 
 
 def _brute_force(problem):
