@@ -104,9 +104,11 @@ def _with_dims(
             raise UnknownDimError.of(name, {d.name: d.size for d in dims.named})
         for v in values:
             for at, chain in enumerate(dims.along(v)):
-                if axes and set(found) & set(chain):
+                meant = next((d.name for d in chain if d in found), None)
+                if axes and meant is not None:
+                    by = f"dims {name}" + ("" if meant == name else f" ({meant})")
                     pattern, pin = out.get(v, ("", Sharding((OPEN,) * len(graph.values[v].shape))))
-                    out[v] = _with_dim(pattern, pin, f"dims {name}", at, axes, label(graph, v))
+                    out[v] = _with_dim(pattern, pin, by, at, axes, label(graph, v))
     return out
 
 

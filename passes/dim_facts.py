@@ -3,7 +3,7 @@ in products, look-ups, maxima and loops."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from passes.dims import ONE, DimClasses
@@ -14,18 +14,22 @@ from passes.rules import Rule, rule_for
 # ---- what is a parameter, what is data ----
 def weights_of(graph: Graph) -> frozenset[int]:
     """Inputs that hold parameters or what an optimizer keeps for them: what comes back changed by arithmetic. Where
-    nothing comes back, the arguments of many arrays that hold the most bytes."""
+    nothing does, or one array beside an argument of many that hold more bytes (its result happens to have the shape of
+    an input), the argument of many arrays that hold the most."""
     made = {r: v.op for v in walk(graph) for r in v.op.outputs}
     carried = {graph.inputs[s]: graph.outputs[p] for p, s in graph.carried.items()}
-    state = {v for v, out in carried.items() if graph.values[v].shape and not _is_buffer(graph, made, out)}
-    if state:
-        return frozenset(state)
+    state = frozenset(v for v, out in carried.items() if graph.values[v].shape and not _is_buffer(graph, made, out))
     roots: dict[str, list[int]] = {}
     for v, path in zip(graph.inputs, graph.input_paths, strict=True):
-        roots.setdefault(path.split("/")[0], []).append(v)
-    many = [vs for vs in roots.values() if len(vs) > 1]
-    best = max(many, key=lambda vs: sum(graph.values[v].size_bytes for v in vs), default=[])
-    return frozenset(v for v in best if graph.values[v].dtype.startswith(("float", "bfloat")))
+        if v not in carried and graph.values[v].dtype.startswith(("float", "bfloat")):
+            roots.setdefault(path.split("/")[0], []).append(v)
+
+    def size_bytes(values: Iterable[int]) -> int:
+        return sum(graph.values[v].size_bytes for v in values)
+
+    many = max((vs for vs in roots.values() if len(vs) > 1), key=size_bytes, default=[])
+    alone = len(state) < 2 and size_bytes(state) < size_bytes(many)
+    return frozenset(many) if alone else state
 
 
 def _is_buffer(graph: Graph, made: Mapping[int, Op], out: Operand) -> bool:

@@ -217,12 +217,12 @@ def _mlp(facts: Facts, roles: Mapping[int, str]) -> Claim:
     inside = {c for p in products for c in p.of_weight} & {c for p in products for c in p.contracted}
     experts = {c for c, role in roles.items() if role == "experts"}
     owners: dict[int, list[bool]] = {}
-    for v in facts.weights:
+    for v in facts.parameters:
         if sum(c != ONE for c in facts.at(v)) > 1:
             for c in facts.at(v):
                 owners.setdefault(c, []).append(bool(experts & set(facts.at(v))))
-    for c in sorted(inside & owners.keys()):
-        if not roles.keys() & set(facts.classes.family(c)):
+    for c in sorted(inside):
+        if len(owners.get(c, ())) > 1 and not roles.keys() & set(facts.classes.family(c)):
             yield c, "expert_mlp" if all(owners[c]) else "mlp"
 
 
