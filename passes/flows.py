@@ -51,12 +51,14 @@ class Flow:
 @dataclass(frozen=True, slots=True)
 class Flows:
     """All flows in order, and for values that are always cut alike the one that stands for them. `ties` are values that
-    a loop or a barrier hands on, `free` those that are made anew for every reader."""
+    a loop or a barrier hands on, `free` those that are made anew for every reader, `made` the shapes of arrays that the
+    program does not have and XLA makes (numbered below 0): operands that an operation repeats."""
 
     flows: tuple[Flow, ...]
     stands_for: Mapping[int, int]
     ties: frozenset[int]
     free: frozenset[int]
+    made: Mapping[int, tuple[int, ...]]
 
     def root(self, value: int) -> int:
         while value in self.stands_for:
@@ -81,13 +83,14 @@ class _Finder:
     ties: set[int] = field(default_factory=set)
     uses: Counter[int] = field(default_factory=Counter)
     flows: list[Flow] = field(default_factory=list)
+    made: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
     def run(self) -> Flows:
         self.free |= set(self.graph.constants)
         self.alike(self.graph.ops)
         self.count()
         self.region(self.graph.ops)
-        return Flows(tuple(self.flows), self.stands_for, frozenset(self.ties), frozenset(self.free))
+        return Flows(tuple(self.flows), self.stands_for, frozenset(self.ties), frozenset(self.free), self.made)
 
     # ---- before the walk: what stands for what, what is free, how often values are read ----
     def alike(self, ops: Sequence[Op]) -> None:
@@ -168,6 +171,7 @@ class _Finder:
         results = [(r, dims) for r, dims in zip(op.outputs, rule.results, strict=True) if self.takes_part(r)]
         if rule.kind == "elementwise":
             kind = "elementwise"
+            operands = [self.repeated(op, o, dims, rule) for o, dims in operands]
         elif op.primitive in _PASS:
             kind = "elementwise" if op.primitive == "sharding_constraint" else "pass"
         elif op.primitive in _FORWARD:
@@ -175,6 +179,18 @@ class _Finder:
         else:
             kind = "broadcast" if op.primitive == "broadcast_in_dim" else "other"
         self.flow(op, rule, kind, operands, results)
+
+    def repeated(
+        self, op: Op, operand: Operand, dims: tuple[DimFactors, ...], rule: Rule
+    ) -> tuple[Operand, tuple[DimFactors, ...]]:
+        """An operand that is repeated along dimensions of size 1 is broadcast first."""
+        full = rule.results[0]
+        if dims == full or isinstance(operand, Literal):
+            return operand, dims
+        new = -1 - len(self.made)
+        self.made[new] = self.graph.values[op.outputs[0]].shape
+        self.flow(op, rule, "broadcast", [(operand, dims)], [(new, full)])
+        return new, full
 
     def takes_part(self, operand: Operand) -> bool:
         return not self.is_small(operand)

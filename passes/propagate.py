@@ -9,6 +9,7 @@ value is kept with the value that it came from, so that a plan can tell the whol
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -101,6 +102,7 @@ class _Run:
     sizes: Mapping[str, int]
     given: Mapping[int, Seed]
     flows: Flows = field(init=False)
+    shapes: dict[int, tuple[int, ...]] = field(default_factory=dict)
     states: dict[int, _State] = field(default_factory=dict)
     seeds: dict[int, Seed] = field(default_factory=dict)
     came: dict[Place, Hop] = field(default_factory=dict)
@@ -147,9 +149,10 @@ class _Run:
                         self.came[value, d, a] = Hop(op, op.outputs[0], d)
         self.flows = find_flows(self.graph, self.given, instead) if instead else plain
         self.seeds = taken
-        for v, x in self.graph.values.items():
-            if v not in self.flows.stands_for and x.shape:
-                self.states[v] = _State([()] * len(x.shape), [False] * len(x.shape))
+        self.shapes = {**{v: x.shape for v, x in self.graph.values.items()}, **self.flows.made}
+        for v, shape in self.shapes.items():
+            if v not in self.flows.stands_for and shape:
+                self.states[v] = _State([()] * len(shape), [False] * len(shape))
 
     def hear(self, priority: int) -> None:
         """Bring in the annotations of a priority; later ones keep their dimensions and axes for themselves."""
@@ -242,7 +245,7 @@ class _Run:
         for i, f in enumerate(flow.factors):
             source, size = -1, -1
             for t, row in enumerate(table):
-                elements = self.graph.values[flow.values[t]].elements
+                elements = math.prod(self.shapes[flow.values[t]])
                 if axes[f] and f in row and row[f].axes[: len(axes[f])] == axes[f] and elements > size:
                     source, size = t, elements
             cut = self.product(axes[f]) if flow.kind == "elementwise" else 0
