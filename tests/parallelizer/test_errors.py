@@ -47,6 +47,27 @@ SPEC = {
         errors.BadPinError.of("state/params/b", "P('x', 'y')", "it has fewer dimensions", (64,)),
         ["state/params/b", "P('x', 'y')", "1 dimensions: (64,)", "one entry per dimension"],
     ),
+    "unknown_dim": (
+        errors.UnknownDimError.of("embd", {"embed": 512, "mlp": 2048}),
+        ["'embd'", "pins={'dims': ...}", "embed=512, mlp=2048", "did you mean 'embed'", "plan.summary()"],
+    ),
+    "unknown_layout": (
+        errors.UnknownLayoutError.of("zero4", {"zero3": "all cut", "ddp": "the batch"}),
+        ["'zero4'", "zero3: all cut", "did you mean 'zero3'", "rules by dimension"],
+    ),
+    "layout_model": (
+        errors.LayoutFitError.of_model("megatron", ("heads", "mlp"), {"channels": 64}, ("ddp", "fsdp")),
+        ["'megatron' cuts heads or mlp", "channels=64", "'ddp', 'fsdp'"],
+    ),
+    "layout_degree": (
+        errors.LayoutFitError.of_degree("megatron", "heads", 12, {"tensor": 8}, (1, 2, 4)),
+        ["12 does not divide by 8", "tensor=8 gives 8 parts; 12 = 1 * 8 + 4", "1, 2, 4", "mesh={...}"],
+    ),
+    "layout_axes": (
+        errors.LayoutFitError.of_axes("megatron", ("data", "tensor"), {"x": 8}, 8),
+        ["the axes data, tensor", "the mesh has x=8; the machine has 8 devices", "mesh={'data': ..., 'tensor': ...}"],
+    ),
+    "layout_option": (errors.LayoutFitError.of_option("3 is no axis"), ["3 is no axis", 'layout="fsdp"']),
     "mesh_size": (
         errors.MeshSizeError.of({"x": 2, "y": 3}, "cpu:8", 8),
         ["cpu:8 has 8", "x=2 x y=3 = 6, not 8", "product is 8"],
