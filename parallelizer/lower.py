@@ -21,6 +21,7 @@ from parallelizer import compat
 from parallelizer.islands import Local, before_reductions, finish, run_local
 from parallelizer.loops import Scope, run_control
 from parallelizer.moves import Planner, gather_and_slice, island, pin, reshard
+from parallelizer.own_programs import on_mesh
 from parallelizer.packs import gather_together, reduce_together
 from passes.ir.control import has_control
 from passes.ir.graph import Graph, Literal, Op, Operand
@@ -174,7 +175,8 @@ class _Lowering:
                 with compat.names(op.binding, f"pz{op.id}"):
                     args.append(self.operand(operand, target, _use(decision, i), scope))
         annotated = op.primitive == "sharding_constraint"  # the decision is what the annotation says, on our mesh
-        results = args if annotated else compat.bind(op.binding, args, f"pz{op.id}")
+        changed = on_mesh(op, self.mesh) if op.primitive == "shard_map" else None
+        results = args if annotated else compat.bind(op.binding, args, f"pz{op.id}", changed)
         for v, result, form in zip(op.outputs, results, decision.results, strict=True):
             scope.values[v] = result
             if form is None or not compat.is_plain_dtype(result):

@@ -30,6 +30,7 @@ from parallelizer.errors import (
     UnknownTopologyError,
 )
 from parallelizer.layouts import Rules, hand_layout
+from parallelizer.own_programs import left_whole, mesh_inside
 from parallelizer.pins import check_pins, label, pin_axes, read_pins
 from parallelizer.plans import Array, Choice, Collective, Cost, Memory, Plan, Tried
 from parallelizer.prepared import prepared
@@ -97,7 +98,7 @@ def make_plan(
     if annotations == "keep":
         noted = read_annotations(graph, traced.given, traced.types)
         pinned = with_annotations(pinned, noted, graph)
-        mesh = mesh_of(noted, mesh, topology.name, topology.num_devices)
+        mesh = mesh_of(noted, mesh, topology.name, topology.num_devices) or mesh_inside(graph, topology.num_devices)
     placed = None if layout is None else hand_layout(layout, graph, topology, mesh)
     if placed is not None:  # what the user pins goes before what the layout says
         mesh, pinned = placed.mesh, {**placed.pins, **pinned}
@@ -188,7 +189,8 @@ def _bad_pin(error: PinError, graph: Graph, pinned: Mapping[int, tuple[str, Shar
 def _unknown(found: Found) -> tuple[tuple[str, int, str], ...]:
     counts: Counter[str] = Counter()
     where: dict[str, str] = {}
-    for v in found.priced.program.grouping.unknown:
+    grouping = found.priced.program.grouping
+    for v in (*grouping.unknown, *left_whole(grouping.groups, found.realized.chosen)):
         name = rule_name(v.op)
         counts[name] += 1
         where.setdefault(name, str(v.op.source or ""))

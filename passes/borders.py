@@ -27,6 +27,7 @@ class BorderMove:
     size_bytes: int
     turn: int = 0
     nth: int = 0
+    runs: int = 1
 
 
 def border_moves(
@@ -53,6 +54,10 @@ def border_moves(
             moves.append(BorderMove(kind, value, forms[i], dim, axes, count * others, size, turn, nth))
         if isinstance(exchange, Border):
             blocks[i][dim] = exchange.length(pieces, blocks[i][dim])
+    if cut:
+        whole = Sharding(())
+        moves += [BorderMove(o.kind, op.outputs[0], whole, -1, o.axes, o.elements, o.size_bytes, nth=n, runs=o.runs)
+                  for n, o in enumerate(rule.own)]  # fmt: skip
     return tuple(moves)
 
 
@@ -60,7 +65,7 @@ def borders_s(
     graph: Graph, group: Group, strategy: Strategy, sizes: Mapping[str, int], price_s: Callable[..., float]
 ) -> float:
     """Seconds that these exchanges take in one step; `price_s(kind, axes, size_bytes)` prices one."""
-    if group.leader is None or group.rule is None or not group.rule.halos:
+    if group.leader is None or group.rule is None or not (group.rule.halos or group.rule.own):
         return 0.0
     moves = border_moves(graph, group.leader.op, group.rule, strategy, sizes)
-    return group.leader.count * sum(price_s(m.kind, m.axes, m.size_bytes) for m in moves)
+    return group.leader.count * sum(m.runs * price_s(m.kind, m.axes, m.size_bytes) for m in moves)

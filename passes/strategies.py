@@ -98,11 +98,10 @@ def enumerate_moves(
 
 
 def _exactly(group: Group, rule: Rule, sizes: Mapping[str, int]) -> Strategy:
-    """The one way to cut an operation that is written for a mesh: by its own axes where the mesh has them."""
-    if any(sizes.get(a) != n for axes in rule.exact.values() for a, n in axes):
+    """The one way to cut an operation that is written for a mesh: as it says if this is the mesh, else not at all."""
+    if tuple(sizes.items()) != rule.mesh:
         return Strategy(tuple(() for _ in group.factors))
-    on = {f: tuple(a for a, _ in axes) for f, axes in rule.exact.items()}
-    return Strategy(tuple(on.get(f, ()) for f in group.factors), tuple(on.items()))
+    return Strategy(tuple(rule.exact.get(f, ()) for f in group.factors), tuple(rule.exact.items()))
 
 
 def _without(strategy: Strategy, axis: str) -> Strategy:
@@ -190,7 +189,7 @@ def same_choices(group: Group) -> tuple[object, ...]:
         return (tuple(group.limits),)
     sizes, reduced = tuple(sorted(rule.sizes.items())), tuple(sorted(rule.reduced.items()))
     own = (tuple(group.limits), group.factors, group.defers, group.sums)
-    told = (rule.fixed, rule.halos, tuple(rule.exact.items()), rule.own)
+    told = (rule.fixed, rule.halos, rule.mesh, tuple(rule.exact.items()), rule.own)
     return (*own, rule.operands, rule.results, sizes, reduced, *told)
 
 

@@ -94,3 +94,15 @@ class Totals:
 
 
 Exchange = Border | Turn | Totals
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """A collective that the operation's own program contains (a user's `psum`): `size_bytes` is the larger of one
+    device's operand and result, `runs` how often it stands in one execution."""
+
+    kind: str
+    axes: tuple[str, ...]
+    elements: int
+    size_bytes: int
+    runs: int = 1

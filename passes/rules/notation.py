@@ -17,7 +17,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from passes.rules.exchanges import Exchange
+from passes.rules.exchanges import Exchange, Own
 
 DimFactors = tuple[str, ...]
 
@@ -43,7 +43,9 @@ class Rule:
     "movement" | "indexing" | "window" | "lines" (whole lines or matrices are computed at once, for which compilers have
     no partitioning) | "local" (a user's rule: the operation itself computes the blocks) | "free" (generated in place in
     any sharding) | "opaque" (unknown: everything whole).
-    halos: what blocks need of each other when a factor is cut.
+    halos: what blocks need of each other when a factor is cut. mesh: the axes that the operation is written for, in
+    order, with their sizes. On such a mesh each factor is cut as `exact` says, on another one everything is whole. own:
+    the collectives that the operation contains.
     """
 
     operands: tuple[tuple[DimFactors, ...], ...]
@@ -55,6 +57,9 @@ class Rule:
     flop: float = 0.0
     kind: str = "movement"
     halos: tuple[Exchange, ...] = ()
+    mesh: tuple[tuple[str, int], ...] = ()
+    exact: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    own: tuple[Own, ...] = ()
 
     @property
     def local(self) -> bool:

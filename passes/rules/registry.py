@@ -159,6 +159,11 @@ def known_primitives() -> tuple[str, ...]:
     return tuple(sorted(_RULES))
 
 
+def known_rule(view: View) -> Rule | None:
+    """What the built-in rule says of an operation; None where there is none."""
+    return _RULES[view.primitive](view) if view.primitive in _RULES else None
+
+
 def given_name(op: Op) -> str:
     """What the user calls an operation whose primitive runs anything: a kernel's name, a foreign call's target."""
     for key in ("target_name", "call_target_name", "name"):

@@ -206,9 +206,47 @@ def test_a_users_own_shard_map_runs_between_cut_operations():
         return jnp.tanh(inside(jax.nn.sigmoid(x @ w)) @ w)
 
     args = (_normal(64, 64), _normal(32, 64))
-    plan = pz.plan(step, *args, mesh={"d": 8}, pins={"x": P("d")})
+    plan = pz.plan(step, *args, mesh={"x": 8}, pins={"x": P("x")})
     np.testing.assert_allclose(plan.apply()(*args), jax.jit(step)(*args), rtol=2e-4, atol=2e-4)
-    assert [name for name, _, _ in plan.unknown] == ["shard_map"]
+    assert [name for name, _, _ in plan.unknown] == ["shard_map"]  # whole: the plan's mesh has no axis d
+    with pytest.raises(UnknownPrimitiveError, match="shard_map"):
+        pz.plan(step, *args, mesh={"x": 8}, strict=True)
+
+
+def _partial_products(mesh):
+    """A product whose contracted dimension is cut over "model", as a user writes it; a loop around it, within."""
+
+    def product(w, x):
+        def once(carry, k):
+            return 0.5 * carry + jax.lax.psum(jnp.tanh(x * k) @ w, "model"), None
+
+        return jax.lax.scan(once, jnp.zeros((x.shape[0], w.shape[1])), jnp.arange(3.0))[0]
+
+    return jax.shard_map(
+        product, mesh=mesh, in_specs=(P("model", None), P("data", "model")), out_specs=P("data", None), check_vma=False
+    )
+
+
+@pytest.mark.parametrize("asked", [None, {"data": 2, "model": 4}], ids=str)
+def test_a_users_own_shard_map_is_cut_by_its_specs_where_the_mesh_has_its_axes(asked):
+    """Its collectives are counted, loops multiplied, and the compiled program has those of the plan."""
+    inside = _partial_products(Mesh(np.array(jax.devices()[:8]).reshape(2, 4), ("data", "model")))
+
+    def step(w, v, x):
+        def loss(w, v):
+            return ((inside(w, jnp.tanh(x @ v)) @ v) ** 2).mean()
+
+        value, grads = jax.value_and_grad(loss, (0, 1))(w, v)
+        return *(p - g for p, g in zip((w, v), grads, strict=True)), value
+
+    args = tuple(0.1 * a for a in (_normal(256, 512), _normal(512, 256), _normal(1024, 512)))
+    plan = pz.plan(step, *args, mesh=asked, strict=True)
+    assert plan.mesh.sizes == (asked or {"data": 2, "model": 4})
+    for got, want in zip(plan.apply()(*args), jax.jit(step)(*args), strict=True):
+        np.testing.assert_allclose(got, want, rtol=2e-3, atol=1e-5)
+    own = [c for c in plan.collectives if c.why == "in the user's own local program"]
+    assert ("all_reduce", ("model",), 512 * 512 * 4, 3) in [(c.kind, c.axes, c.size_bytes, c.count) for c in own]
+    assert plan.audit().ok
 
 
 def test_strict_refuses_what_has_no_rule_and_whole_is_a_rule(register):

@@ -70,6 +70,7 @@ ELSEWHERE = {
     "one_minus_square": "JAX 0.11",
     "pvary": "inside of shard_map",
     "reshard": "explicit meshes",
+    "shard_map": "tests/parallelizer/test_register_rule.py",
 }
 
 
