@@ -15,6 +15,7 @@ The model, with t the time of a transfer at full rate over one kind of links:
 - Links of different kinds (dies, torus or NVLink, network) are levels of a hierarchy, and each outer one carries
   only one shard of the level inside. GPUs pipeline the levels (the slowest counts: scaling-book, `gpus`), the others
   take one after the other.
+- TPU compilers turn some reduce-scatters into all-reduces, which take twice as long: `scatters` says which.
 - Latency: a launch, plus hops: half a ring, a whole line, log2 of a switch (trees). An all-reduce goes both ways.
 """
 
@@ -28,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from cost_model.mesh import LogicalMesh, Piece
+from cost_model.scatters import scatters_by_reducing
 
 Size = Any  # bytes: float, int or numpy array
 Seconds = Any  # a float for a number, a numpy array for an array
@@ -147,17 +149,20 @@ def curve(kind: str, mesh: LogicalMesh, axes: Iterable[str]) -> Curve:
     """
     if kind not in KINDS:
         raise ValueError(f"unknown collective {kind!r} (one of {', '.join(KINDS)})")
+    axes = tuple(axes)
     way = route(mesh, axes)
     if kind == "slice" or not way.levels:
         return Curve(kind, 0.0, (), (), False)
-    # An all-reduce is a reduce-scatter and an all-gather: twice the time at every size doubles both terms.
-    passes = 2 if kind == "all_reduce" else 1
-    inside, costs = 1, []
+    inside, costs, ramps = 1, [], []
+    reducing = kind == "reduce_scatter" and scatters_by_reducing(mesh, axes)
     for level in way.levels:
+        # An all-reduce is a reduce-scatter and an all-gather: twice the time at every size doubles both terms.
+        passes = 2 if kind == "all_reduce" or (reducing and level.torus) else 1
         costs.append(passes * _seconds_per_byte(kind, level, inside))
+        ramps.append(passes * level.ramp_s)
         inside *= level.size
-    ramps = tuple(passes * level.ramp_s for level in way.levels)
-    return Curve(kind, _latency_s(kind, way), tuple(costs), ramps, way.pipelined or kind == "permute")
+    latency_s = _latency_s("all_reduce" if reducing else kind, way)
+    return Curve(kind, latency_s, tuple(costs), tuple(ramps), way.pipelined or kind == "permute")
 
 
 def collective_s(kind: str, mesh: LogicalMesh, axes: Sequence[str], size_bytes: Size) -> Seconds:

@@ -52,6 +52,7 @@ class Chip:
     `*_ramp_s`: transfer time at full rate below which the bandwidth falls off (see `collectives`).
     `tile`: what rows, columns and depth of a matrix product are padded to (m, n, k).
     `torus_rank`: dimensions of the torus (0: a switch), `max_domain`: devices of one NVLink domain (0: no limit known).
+    `scatters_by_reducing`: the compiler all-reduces where a group is a whole slice (see `scatters`).
     `figures`: the table's rows behind these numbers, by field name.
     """
 
@@ -81,6 +82,7 @@ class Chip:
     devices_per_chip: int = 1
     torus_rank: int = 0
     max_domain: int = 0
+    scatters_by_reducing: bool = False
     figures: Mapping[str, Figure] = field(default_factory=dict, hash=False, compare=False, repr=False)
 
     def peak_flop_per_s(self, dtype: str) -> float:
@@ -226,7 +228,7 @@ _TPU_ROWS: tuple[Chip, ...] = (
          "sustained_share": _sustained(0.82),
          "link_bandwidth_bytes_per_s": _datasheet(45e9, "book"),
          "network_bandwidth_bytes_per_s": _assumed(3.1e9, "as v5e")},
-        overlaps=True, torus_rank=3, tile=(8, 128, 128),
+        overlaps=True, torus_rank=3, tile=(8, 128, 128), scatters_by_reducing=True,
     ),
     _row(
         "v5e", "tpu",
@@ -236,10 +238,10 @@ _TPU_ROWS: tuple[Chip, ...] = (
          "memory_bandwidth_bytes_per_s": _datasheet(819e9),
          "matmul_efficiency": _assumed(0.95),
          "matmul_ramp_s": _estimated_ramp(7e-6),
-         "sustained_share": _sustained(0.93),
+         "sustained_share": _sustained(0.98),
          "link_bandwidth_bytes_per_s": _derived(45e9, "book: 50 nominal, 45 effective"),
          "network_bandwidth_bytes_per_s": _datasheet(3.1e9)},
-        overlaps=True, torus_rank=2, tile=(8, 128, 128),
+        overlaps=True, torus_rank=2, tile=(8, 128, 128), scatters_by_reducing=True,
     ),
     _row(
         "v5p", "tpu",
@@ -251,7 +253,7 @@ _TPU_ROWS: tuple[Chip, ...] = (
          "sustained_share": _sustained(0.93),
          "link_bandwidth_bytes_per_s": _derived(90e9, "book: 100 nominal, 90 effective"),
          "network_bandwidth_bytes_per_s": _datasheet(6.25e9)},
-        overlaps=True, torus_rank=3, tile=(8, 128, 128),
+        overlaps=True, torus_rank=3, tile=(8, 128, 128), scatters_by_reducing=True,
     ),
     _row(
         "v6e", "tpu",
@@ -266,7 +268,7 @@ _TPU_ROWS: tuple[Chip, ...] = (
          "link_bandwidth_bytes_per_s": _measured(59e9, "recipes: v6e-256 reduces at 236 GB/s, 4 links; 100 nominal"),
          "network_bandwidth_bytes_per_s": _derived(12.5e9, "maxtext"),
          "host_bandwidth_bytes_per_s": _datasheet(32e9)},
-        overlaps=True, torus_rank=2, tile=(8, 256, 256),
+        overlaps=True, torus_rank=2, tile=(8, 256, 256), scatters_by_reducing=True,
     ),
     _row(
         "v7x", "tpu",

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
+from cost_model.scatters import scatters_by_reducing
 from cost_model.topology import Topology, parse_topology
 from parallelizer.compiled import CompiledCollective, CompiledMemory, read_collectives, read_memory
 from parallelizer.matching import Key, Matching, Part, agree, match, total, unpacked
@@ -191,7 +192,7 @@ def _planned(plan: Plan, topology: Topology, notes: list[str]) -> Iterator[Part]
 
 
 def _compiled(plan: Plan, found: Iterable[CompiledCollective], notes: list[str]) -> Iterator[Part]:
-    partly = unknown = repairs = 0
+    partly = unknown = repairs = reduced = 0
     lengths = _lengths(plan.graph)
     for c in found:
         if c.part_of == "reduce_scatter":
@@ -212,13 +213,18 @@ def _compiled(plan: Plan, found: Iterable[CompiledCollective], notes: list[str])
                 detail += f", {_short(name)}"
             narrow = c.dtypes in (("bf16",), ("f16",))
             count = c.count * (1 if c.count_known else lengths.get(_op_of(name), 1))
-            part = Part(c.kind, axes, _op_of(name), size * count, size, count, detail, sliced, narrow)
+            kind = c.kind
+            if sliced and scatters_by_reducing(plan.mesh, axes):
+                kind, reduced = "reduce_scatter", reduced + size * count
+            part = Part(kind, axes, _op_of(name), size * count, size, count, detail, sliced, narrow)
             pack = _PACK_TAG.findall(name)
             yield from unpacked(part, plan.layout.packs[int(pack[-1])]) if pack else (part,)
     if partly:
         notes.append(f"{partly} compiled collectives join only a part of the axes that they are listed under")
     if unknown:
         notes.append(f"{unknown} compiled collectives run in loops of unknown length, counted as the plan counts them")
+    if reduced:
+        notes.append(f"{bytes_text(reduced)} of reduce-scatters are compiled as all-reduce and slice, as priced")
     if repairs:
         notes.append(f"{bytes_text(repairs)} of permutes repair padded reduce-scatters and are not compared")
 
