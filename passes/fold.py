@@ -76,12 +76,14 @@ class Folding:
         return _folding(self.program, self.occupied, {g: k for k, g in enumerate(self.program.grouping.groups)})
 
 
-def fold(program: Program, platform: str, pins: Mapping[int, Sharding] | None = None) -> Folding:
+def fold(
+    program: Program, platform: str, pins: Mapping[int, Sharding] | None = None, small: int = _SMALL
+) -> Folding:
     """Groups with equal prices, equal pins, equal memory (whenever it is taken) and equal wants to such neighbours are
-    one class; in small programs every group is."""
+    one class; in programs of up to `small` groups every group is one."""
     occupied = occupancy(program, platform)
     groups = program.grouping.groups
-    if len(groups) <= _SMALL:
+    if len(groups) <= small:
         return _folding(program, occupied, {g: k for k, g in enumerate(groups)})
     held: dict[int, Counter[int]] = {}
     for item in occupied.items:
