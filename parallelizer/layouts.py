@@ -16,6 +16,7 @@ from cost_model.topology import Topology
 from parallelizer.errors import LayoutFitError, MeshSizeError, UnknownDimError, UnknownLayoutError
 from passes.dim_names import Dim, Dims, named_dims
 from passes.ir import Graph, Literal, Sharding, control_of, has_control, walk
+from passes.sums import private_state
 
 Axes = tuple[str, ...]
 Rules = Mapping[str, str | Sequence[str] | None]
@@ -24,8 +25,9 @@ Pins = dict[int, tuple[str, Sharding]]
 _TENSOR: Mapping[str, Axes] = MappingProxyType(
     {role: ("tensor",) for role in ("heads", "kv_heads", "mlp", "expert_mlp", "vocab")}
 )
-_MAY_STAY_WHOLE = ("kv_heads", "vocab")
-"""Roles of which practice keeps a copy per device where the degree does not divide them."""
+_MAY_STAY_WHOLE = ("kv_heads", "vocab", "expert_mlp")
+"""Roles of which practice keeps a copy per device where the degree does not divide them; of the others the largest
+dimension must divide."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,10 @@ def hand_layout(
     sizes = _mesh(layout, recipe, dims, topology, mesh)
     _check_degrees(layout, recipe, dims, sizes, topology.num_devices)
     why = f"layout {layout}"
-    pins = {v: (why, _cut(recipe, dims, graph, v, sizes)) for v in graph.inputs if graph.values[v].shape}
+    # What is only ever added or multiplied (a bias) is cut with its moments, which then say how.
+    open_ = private_state(graph) & dims.parameters if recipe.state else set[int]()
+    inputs = [v for v in graph.inputs if graph.values[v].shape and v not in open_]
+    pins = {v: (why, _cut(recipe, dims, graph, v, sizes)) for v in inputs}
     if recipe.residual is not None:
         pins |= {v: (why, s) for v, s in _residual(recipe, dims, graph, sizes).items() if v not in pins}
     return _placed(layout, recipe.what, sizes, pins)
@@ -177,15 +182,19 @@ def _inner(recipe: Recipe, dims: Dims, topology: Topology) -> int:
     node = topology.dims[-1].size if len(topology.dims) > 1 and topology.dims[-1].kind != "torus" else min(8, n)
     if not recipe.roles:  # copies across nodes, or across halves of a single one
         return node if node < n else max(1, n // 2)
-    sizes = [d.size for d in dims.with_role(*recipe.roles) if d.role not in _MAY_STAY_WHOLE]
+    sizes = [d.size for d in _must_divide(recipe, dims)]
     return max(k for k in range(1, min(n, node) + 1) if n % k == 0 and all(s % k == 0 for s in sizes))
+
+
+def _must_divide(recipe: Recipe, dims: Dims) -> list[Dim]:
+    """Of every role that a layout cuts the largest dimension."""
+    by_role = [dims.with_role(role) for role in recipe.roles if role not in _MAY_STAY_WHOLE]
+    return [max(found, key=lambda d: d.size) for found in by_role if found]
 
 
 def _check_degrees(layout: str, recipe: Recipe, dims: Dims, sizes: Mapping[str, int], devices: int) -> None:
     wanted = [(d, recipe.batch) for d in dims.with_role("batch")]
-    for role, axes in recipe.roles.items():
-        if role not in _MAY_STAY_WHOLE:
-            wanted += [(d, axes) for d in dims.with_role(role)]
+    wanted += [(d, recipe.roles[d.role]) for d in _must_divide(recipe, dims) if d.role is not None]
     for dim, axes in wanted:
         if dim.size % math.prod(sizes[a] for a in axes):
             degrees = [k for k in range(1, devices + 1) if devices % k == 0 and dim.size % k == 0]
