@@ -313,6 +313,8 @@ def copies_on(arrays: Sequence[Any], shardings: Sequence[Any]) -> list[Any]:
 
     As `jax.device_put`, without its work in Python for each array, which takes several times as long as the rest.
     """
+    if not all(is_plain_dtype(x) for x in arrays):
+        return jax.device_put(list(arrays), list(shardings))
     with _config.explicit_device_put_scope():
         return _xla_client.batched_copy_array_to_devices_with_sharding(
             list(arrays),

@@ -9,7 +9,7 @@ give a first copy of what any other node lacks; and every device takes in its ti
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from passes.cross_mesh.balance import balance
@@ -50,7 +50,7 @@ def _ramped(time_s: float, ramp_s: float) -> float:
 
 
 def _cards(moving: Sequence[Atom], itemsize: int, wiring: Wiring) -> Iterator[Bound]:
-    rate, ramp = wiring.card_rate_bytes_per_s, wiring.network_ramp_s
+    rates, ramp = dict.fromkeys(wiring.cards, wiring.card_rate_bytes_per_s), wiring.network_ramp_s
     out: dict[tuple[int, ...], float] = {}
     into: dict[int, dict[tuple[int, ...], float]] = {}
     for a in moving:
@@ -66,22 +66,21 @@ def _cards(moving: Sequence[Atom], itemsize: int, wiring: Wiring) -> Iterator[Bo
             mine = tuple(sorted({wiring.cards[d] for d in a.holders}))
             out[mine] = out.get(mine, 0.0) + a.elements * itemsize
     if out:
-        yield Bound(_ramped(_least(out, rate), ramp), "a first copy leaves through the holders' cards")
+        yield Bound(_ramped(_least(out, rates), ramp), "a first copy leaves through the holders' cards")
     for island, groups in sorted(into.items()):
-        yield Bound(_ramped(_least(groups, rate), ramp), f"node {island} takes in what it lacks through its cards")
+        yield Bound(_ramped(_least(groups, rates), ramp), f"node {island} takes in what it lacks through its cards")
 
 
-def _least(groups: dict[tuple[int, ...], float], rate_bytes_per_s: float) -> float:
-    rates = {c: rate_bytes_per_s for cards in groups for c in cards}
+def _least(groups: dict[tuple[int, ...], float], rates: Mapping[int, float]) -> float:
     return balance(list(groups.values()), list(groups), rates).bound_s
 
 
 def _devices(moving: Sequence[Atom], itemsize: int, wiring: Wiring) -> Iterator[Bound]:
     """Volume in and out of single devices, through their fast links and (unless all is in one node) their card."""
     islands = {wiring.islands[d] for a in moving for d in (*a.holders, *a.needers)}
-    rate = wiring.local_rate_bytes_per_s + (wiring.card_rate_bytes_per_s if len(islands) > 1 else 0.0)
-    if not rate:
-        return
+    card = wiring.card_rate_bytes_per_s if len(islands) > 1 else 0.0
+    devices = sorted({d for a in moving for d in (*a.holders, *a.needers)})
+    rates = {d: wiring.local_rate_bytes_per_s(d) + card for d in devices}
     ramp = min((wiring.topology.dims[d].ramp_s for d in wiring.fast), default=0.0) if len(islands) == 1 else 0.0
     into: dict[int, float] = {}
     out: dict[tuple[int, ...], float] = {}
@@ -89,9 +88,9 @@ def _devices(moving: Sequence[Atom], itemsize: int, wiring: Wiring) -> Iterator[
         for d in set(a.needers) - set(a.holders):
             into[d] = into.get(d, 0.0) + a.elements * itemsize
         out[a.holders] = out.get(a.holders, 0.0) + a.elements * itemsize
-    worst = max(sorted(into), key=lambda d: into[d])
-    yield Bound(_ramped(into[worst] / rate, ramp), f"device {worst} takes in its tile through all its links")
-    yield Bound(_ramped(_least(out, rate), ramp), "a first copy leaves the devices that hold it")
+    worst = max(sorted(into), key=lambda d: into[d] / rates[d])
+    yield Bound(_ramped(into[worst] / rates[worst], ramp), f"device {worst} takes in its tile through all its links")
+    yield Bound(_ramped(_least(out, rates), ramp), "a first copy leaves the devices that hold it")
 
 
 def _cuts(moving: Sequence[Atom], itemsize: int, wiring: Wiring) -> Iterator[Bound]:

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from cost_model.machine import Topology
 from passes.cross_mesh import flows
 from passes.cross_mesh.bound import Bound, lower_bound
-from passes.cross_mesh.order import Turn, turns
+from passes.cross_mesh.order import turns
 from passes.cross_mesh.routes import Hop, Style, routes
 from passes.cross_mesh.tiles import Atom, Box, Placement, atoms
 from passes.cross_mesh.wiring import wiring
 
 MOST_PIECES = 20_000
-"""Pieces in all that a plan is cut into; more would cost more time to plan than they save in the transfer."""
+"""Pieces in all (times the links that they pass) that a plan is cut into: more would take longer to plan than they save
+in the transfer."""
 STYLES = (
     Style(once=False, pairs=True),
     Style(pairs=True),
@@ -107,10 +108,12 @@ def plan_move(
         if style.ways > 1 and all(dim.kind != "torus" for dim in topology.dims):
             continue
         hops = routes(blocks, itemsize, wires, style)
-        if hops in seen:
+        seconds = flows.hop_seconds(hops, topology)
+        # The busiest card alone may take longer than a plan that is known already.
+        if hops in seen or (best is not None and _busiest(hops, seconds) >= best[0].makespan_s):
             continue
         seen.add(hops)
-        clock, rounds = _timed(hops, topology, bound.time_s)
+        clock, rounds = _timed(hops, seconds, topology, bound.time_s)
         if best is None or clock.makespan_s < best[0].makespan_s * (1 - 1e-9):
             best = (clock, rounds, hops)
         if best[0].makespan_s <= bound.time_s * _ENOUGH:
@@ -123,16 +126,22 @@ def plan_move(
     )  # fmt: skip
 
 
-def _timed(hops: Sequence[Hop], topology: Topology, bound_s: float) -> tuple[flows.Clock, int]:
+def _timed(
+    hops: Sequence[Hop], seconds: Sequence[float], topology: Topology, bound_s: float
+) -> tuple[flows.Clock, int]:
     """The best number of rounds: 1, 4, 16, ... until two have not helped or the pieces are too many."""
-    seconds = flows.hop_seconds(hops, topology)
     order = turns(hops, seconds)
-    deepest = max((h.depth for h in hops), default=0)
-    most = MOST_PIECES // max(1, len(order)) if deepest or _shared_ways(hops) else 1
+    passed = sum(1 if hops[t.hop].path.at_once else len(hops[t.hop].path.resources) for t in order)
+    pipelined = any(h.depth or not h.path.at_once for h in hops)
+    most = max(1, MOST_PIECES // max(1, passed)) if pipelined else 1
+    latency = max((h.path.latency_s for h in hops), default=0.0)
+    busiest = _busiest(hops, seconds)
     best: tuple[flows.Clock, int] | None = None
     rounds, worse = 1, 0
     while True:
-        clock = flows.run(hops, order, seconds, rounds, _lag(hops, order, seconds, rounds), topology)
+        # What is handed on follows a round behind, and as many more as the latency lasts.
+        lag = 1 + (min(rounds, math.ceil(latency * rounds / busiest)) if busiest > 0 else 0)
+        clock = flows.run(hops, order, seconds, rounds, lag, topology)
         if best is None or clock.makespan_s < best[0].makespan_s:
             best, worse = (clock, rounds), 0
         else:
@@ -142,19 +151,13 @@ def _timed(hops: Sequence[Hop], topology: Topology, bound_s: float) -> tuple[flo
         rounds = min(most, rounds * 4)
 
 
-def _shared_ways(hops: Sequence[Hop]) -> bool:
-    return any(not h.path.at_once for h in hops)
-
-
-def _lag(hops: Sequence[Hop], order: Sequence[Turn], seconds: Sequence[float], rounds: int) -> int:
-    """Rounds by which handing on follows receiving: one, and as many as the latency lasts."""
-    latency = max((h.path.latency_s for h in hops), default=0.0)
+def _busiest(hops: Sequence[Hop], seconds: Sequence[float]) -> float:
+    """The largest load of a card, port or link, in seconds."""
     load: dict[object, float] = {}
-    for t in order:
-        for r in hops[t.hop].path.resources:
-            load[r] = load.get(r, 0.0) + (t.stop - t.start) * seconds[t.hop] / rounds
-    most = max(load.values(), default=0.0)
-    return 1 + (min(rounds, math.ceil(latency / most)) if most > 0 else 0)
+    for hop in hops:
+        for r in hop.path.resources:
+            load[r] = load.get(r, 0.0) + seconds[hop.id]
+    return max(load.values(), default=0.0)
 
 
 def _sends(

@@ -66,16 +66,16 @@ class Wiring:
     def network_ramp_s(self) -> float:
         return max((self.topology.dims[d].ramp_s for d in self.slow), default=0.0)
 
-    @property
-    def local_rate_bytes_per_s(self) -> float:
-        """The most that one device can take in (or give) inside its island: all links of a torus, or its port."""
+    def local_rate_bytes_per_s(self, device: int) -> float:
+        """The most that a device can take in (or give) inside its island: all links of a torus, or its port."""
         total = 0.0
         for d in self.fast:
-            dim = self.topology.dims[d]
-            if dim.size > 1:
-                best = max([dim.bandwidth_bytes_per_s, *(x for row in dim.matrix_bytes_per_s for x in row)])
-                links = 2 if dim.kind == "torus" and (dim.wrap or dim.size > 2) else 1
-                total = total + best * links
+            dim, at = self.topology.dims[d], self.at[device][d]
+            if dim.kind in ("torus", "die"):
+                links = 2 if dim.wrap and dim.size > 2 else (at > 0) + (at < dim.size - 1)
+                total += links * dim.bandwidth_bytes_per_s
+            elif dim.size > 1:
+                total += max([dim.bandwidth_bytes_per_s, *(x for row in dim.matrix_bytes_per_s for x in row)])
         return total
 
     def path(self, source: int, destination: int, turn: int = 0) -> Path:

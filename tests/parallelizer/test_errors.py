@@ -197,6 +197,54 @@ SPEC = {
         errors.BadTripsError.of({"solve": 0}, "0 for 'solve' is not at least 1"),
         ["0 for 'solve'", "loop_trips={'solve': 0}", "a whole number of at least 1"],
     ),
+    "transfer_mesh_size": (
+        errors.TransferMeshError.of_size("destination", {"y": 4}, 6, "cpu:8", 8),
+        [
+            "destination mesh does not fit on cpu:8",
+            "y=4 = 4; 6 + 4 = 10, and cpu:8 has 8",
+            "make it 2 devices or fewer",
+        ],
+    ),
+    "transfer_mesh_devices": (
+        errors.TransferMeshError.of_devices("source", {"x": 2, "y": 2}, [0, 1, 1]),
+        ["x=2 x y=2 = 4 devices; given 3, 2 of them different", "devices 1 occur twice"],
+    ),
+    "transfer_mesh_absent": (
+        errors.TransferMeshError.of_absent("source", ["8", "9"], "cpu:8", 8),
+        ["2 devices of the source mesh are not on cpu:8", "devices 0 to 7; not among them: 8, 9", "topology=..."],
+    ),
+    "transfer_cards": (
+        errors.TransferMeshError.of_cards(3, 8, "h100:8x2"),
+        ["3 devices per network card", "8 / 3 is no whole number", "use one of 1, 2, 4, 8"],
+    ),
+    "transfer_axis": (
+        errors.TransferShardingError.of_axis("source", "modle", {"data": 2, "model": 4}),
+        ["axis 'modle'", "data=2 x model=4", "did you mean 'model'?"],
+    ),
+    "transfer_spec": (
+        errors.TransferShardingError.of_spec("destination", "P('x', 'x')", (8, 8), "axis 'x' cuts two dimensions"),
+        ["shape (8, 8)", "P('x', 'x')", "cuts two dimensions", "each axis at most once"],
+    ),
+    "transfer_uneven": (
+        errors.TransferShardingError.of_uneven("source", 1, 8, {"x": 3}),
+        ["dimension 1 of the source array", "x=3 = 3 parts; 8 = 2 * 3 + 2", "to 6 or 9", "to plan only"],
+    ),
+    "transfer_type": (
+        errors.TransferInputError.of_type("float32[8,4]", "int32[8,4]"),
+        ["moves float32[8,4], not int32[8,4]", "Transfer.run(x)", "plan for what is moved"],
+    ),
+    "transfer_place": (
+        errors.TransferInputError.of_place("mesh x=4, devices 0, 1, 2, 3", "mesh y=2, devices 4, 5"),
+        ["does not lie where", "lies on:      mesh y=2, devices 4, 5", "jax.device_put(x, transfer.source)"],
+    ),
+    "transfer_deleted": (
+        errors.TransferInputError.of_deleted("float32[8,4]"),
+        ["float32[8,4] array to move has been deleted", "0 bytes", "without donating it"],
+    ),
+    "transfer_not_runnable": (
+        errors.TransferNotRunnableError.of(["source", "destination"]),
+        ["planned without devices", "on the source and the destination side", "NamedSharding"],
+    ),
     "bad_profile": (
         errors.BadProfileError.of("cpu.json", "it was measured on other hardware"),
         ["cpu.json cannot be used: it was measured on other hardware", "parallelizer calibrate"],
