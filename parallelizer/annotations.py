@@ -59,6 +59,10 @@ def read_annotations(
         where = f"the annotation at {v.op.source}" if v.op.source else "an annotation"
         mesh.meet(sharding.mesh.shape, where)
         pins[v.op.outputs[0]] = (where, _sharding(v.op, sharding, graph))
+        operand = v.op.inputs[0]
+        if v.op.params.get("enters") and operand in graph.inputs and operand not in pins:
+            path = graph.input_paths[graph.inputs.index(operand)]
+            pins[operand] = (f"in_shardings of argument {path!r}", pins[v.op.outputs[0]][1])
     typed: dict[int, tuple[str, Sharding]] = {}
     for value, sharding in (types or {}).items():
         if value in graph.values:

@@ -24,6 +24,7 @@ from parallelizer.errors import (
 )  # fmt: skip
 from parallelizer.given import given_shardings
 from parallelizer.nnx_adapter import NnxAdapter, adapt
+from parallelizer.pin_levels import in_one
 from parallelizer.planning import make_plan, resolve_topology, with_trips
 from parallelizer.plans import Plan
 from parallelizer.prepared import prepared
@@ -44,7 +45,7 @@ def plan(
     topology: str | Topology | None = None,
     mesh: Mapping[str, int] | None = None,
     memory_bytes: float | None = None,
-    pins: Mapping[str, Any] | None = None,
+    pins: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     strict: bool = False,
     donate_argnums: int | Iterable[int] = (),
     static_argnums: int | Iterable[int] = (),
@@ -68,7 +69,8 @@ def plan(
     count (`while_loop`): one number, or one by the function or "file.py:line" that they are written in; else they count
     as often as their condition allows, or once. `annotations` in the step (`with_sharding_constraint`, a nested `jit`'s
     shardings) are kept as pins, on the mesh that they name unless `mesh` says otherwise, or ignored. `mode="propagate"`
-    completes pins and annotations as XLA would, without a search, and warns where that alone forces arrays to move.
+    completes pins and annotations as XLA would, without a search, and warns where that alone forces arrays to move;
+    a list of `pins` then gives them in order of priority.
     `layout` fixes all inputs as a hand-written layout does ("ddp", "fsdp", "megatron", ...; docs/layouts.md), or as
     rules by dimension say ({"batch": "data", "mlp": "tensor"}); the search completes the rest.
 
@@ -115,7 +117,7 @@ def planned(
     traced_with = {k: options.get(k, ()) for k in ("static_argnums", "static_argnames", "donate_argnums")}
     traced = traced_call(fn, args, kwargs, *traced_with.values())
     traced = replace(traced, given=given_shardings(traced.call, *said, traced.graph.input_paths))
-    mesh, pins = options.get("mesh"), options.get("pins") or {}
+    mesh, pins = options.get("mesh"), in_one(options.get("pins"))[0]
     rest = (options.get("memory_bytes"), options.get("pins"), options.get("strict", False))
     limits = options.get("time_limit_s", 60.0), options.get("loop_trips")
     rules = options.get("annotations", "keep"), options.get("mode", "search")

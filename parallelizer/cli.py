@@ -133,6 +133,7 @@ def _plan(options: argparse.Namespace) -> Any:
         memory_bytes=options.memory_bytes,
         pins=dict(options.pin) or None,
         strict=options.strict,
+        mode=options.mode,
         donate_argnums=target.donate_argnums,
     )
 
@@ -243,5 +244,8 @@ def _add_planning(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory-bytes", type=_bytes, help="memory per device, as in 80e9 or 80GB")
     parser.add_argument(
         "--pin", type=_pin, action="append", default=[], metavar="GLOB=SPEC", help="'params/*/kernel=x,-'"
+    )
+    parser.add_argument(
+        "--mode", default="search", help="search (default), or propagate: complete pins and annotations, no search"
     )
     parser.add_argument("--strict", action="store_true", help="refuse operations without a sharding rule")

@@ -31,6 +31,7 @@ from parallelizer.errors import (
 )
 from parallelizer.layouts import Rules, hand_layout
 from parallelizer.own_programs import left_whole, mesh_inside
+from parallelizer.pin_levels import in_one
 from parallelizer.pins import check_pins, label, pin_axes, read_pins
 from parallelizer.plans import Array, Choice, Collective, Cost, Memory, Plan, Tried
 from parallelizer.prepared import prepared
@@ -76,7 +77,7 @@ def make_plan(
     topology: Topology,
     mesh: Mapping[str, int] | None = None,
     memory_bytes: float | None = None,
-    pins: Mapping[str, Any] | None = None,
+    pins: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     strict: bool = False,
     time_limit_s: float = 60.0,
     loop_trips: int | Mapping[str, int] | None = None,
@@ -91,7 +92,8 @@ def make_plan(
         raise ModeError.of_mode(mode, MODES)
     graph, loops = with_trips(prepared(traced.graph), loop_trips)
     check_rules(graph)
-    pinned = read_pins(pins or {}, graph)
+    together, levels = in_one(pins)
+    pinned = read_pins(together, graph)
     if annotations not in ("keep", "ignore"):
         raise AnnotationError.of_option(annotations)
     noted = Annotations()
@@ -114,7 +116,7 @@ def make_plan(
     propagated, completed = None, mode == "propagate" or bool(noted.types)
     if mode == "propagate":
         check_names(pinned, graph)
-        propagated, fixed = complete(graph, legal[0], pinned, noted)
+        propagated, fixed = complete(graph, legal[0], pinned, noted, levels)
     elif noted.types:
         fixed = held(graph, legal[0], pinned, {v: s for v, (_, s) in noted.types.items()})
     try:

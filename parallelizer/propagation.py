@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from cost_model.mesh import LogicalMesh
 from parallelizer.annotations import Annotations, Pins
+from parallelizer.pin_levels import Levels
 from parallelizer.wording import bytes_text
 from passes.completed import completing, departures
 from passes.ir import Graph, Literal, Op, Sharding, Source
@@ -55,13 +56,13 @@ class Propagation:
 
 
 def complete(
-    graph: Graph, mesh: LogicalMesh, pinned: Pins, noted: Annotations
+    graph: Graph, mesh: LogicalMesh, pinned: Pins, noted: Annotations, levels: Levels
 ) -> tuple[Propagated, dict[int, Sharding]]:
     """The propagation of pins and annotations (`pinned`; those of the step itself are in `noted`), and the pins that
-    hold a plan to it."""
+    hold a plan to it. `levels` are the priorities of patterns, 0 where they are not listed."""
     seeds = {v: Seed(s, where) for v, (where, s) in noted.types.items()}
     for v, (where, s) in pinned.items():
-        seeds[v] = Seed(s, where if v in noted.pins else f"the pin {where!r}")
+        seeds[v] = Seed(s, where if v in noted.pins else f"the pin {where!r}", levels.get(where, 0))
     propagated = propagate(graph, mesh.sizes, seeds)
     return propagated, held(graph, mesh, pinned, propagated.values)
 
@@ -169,7 +170,8 @@ def _departures(graph: Graph, found: Found, propagated: Propagated, names: Mappi
 def warning_text(forced: tuple[Forced, ...], shown: int = 5) -> str:
     """The reshards in words, dearest first: what moves, where, how much, the price, and why."""
     total = sum(f.time_s for f in forced)
-    lines = [f"propagation forces {len(forced)} reshards that no annotation asks for, {total * 1e6:,.0f} us per step:"]
+    reshards = f"{len(forced)} reshards" if len(forced) > 1 else "a reshard"
+    lines = [f"propagation forces {reshards} that no annotation asks for, {total * 1e6:,.0f} us per step:"]
     for f in forced[:shown]:
         where = f" at {f.source}" if f.source else ""
         lines.append(

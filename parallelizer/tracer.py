@@ -238,7 +238,7 @@ class _Builder:
         if name in compat.JIT:
             scope = f"jit({params.get('name', '')})"
             avals = [v.aval for v in equation.invars]
-            inputs = self.constrain(inputs, avals, compat.specified_shardings(params, "in_shardings"), place)
+            inputs = self.constrain(inputs, avals, compat.specified_shardings(params, "in_shardings"), place, True)
         if name in compat.REMAT:
             inputs = self.barrier(inputs, compat.remat_barrier(params, len(inputs)), place)
         outputs = self.inlined(body, inputs, scope, place)
@@ -267,14 +267,15 @@ class _Builder:
         return tuple(out)
 
     def constrain(
-        self, operands: tuple[Operand, ...], avals: Sequence[Any], shardings: tuple[Any, ...], place: _Place
-    ) -> tuple[Operand, ...]:
-        """A nested jit's explicit shardings are constraints on what enters and leaves it."""
+        self, operands: tuple[Operand, ...], avals: Sequence[Any], shardings: tuple[Any, ...], place: _Place,
+        enters: bool = False,
+    ) -> tuple[Operand, ...]:  # fmt: skip
+        """A nested jit's explicit shardings are constraints on what `enters` and leaves it."""
         out = list(operands)
         for i, sharding in enumerate(shardings):
             if sharding is not None and not isinstance(operands[i], Literal):
                 binding = compat.constraint_binding(place.equation, place.stack, avals[i], sharding)
-                params = dict(binding.params)
+                params = {**binding.params, "enters": enters}
                 (out[i],) = self.emit("sharding_constraint", (operands[i],), [avals[i]], params, binding, place)
         return tuple(out)
 

@@ -98,7 +98,9 @@ def _one(plan: Plan, array: Array, exact: bool, label: str = "") -> list[str]:
         lines.append(_row("such as", array.path))
     lines += [_row("cut", _cut(plan, array)), _row("per device", _bytes(plan, array))]
     if choice is None:
-        return [*lines, _row("why", _without_choice(plan, array))]
+        ways = plan.propagation.ways.get(array.path, ()) if plan.propagation is not None else ()
+        why = reason_text("propagated", 0) if ways else _without_choice(plan, array)
+        return [*lines, _row("why", why), *(_row("", way) for way in ways)]
     lines += _reason(plan, array, choice, exact)
     together = [p for p in choice.arrays if p != array.path]
     if together:
