@@ -1,4 +1,5 @@
-"""The graph that is planned and run: the traced one without what nobody reads, spans computed on their bases."""
+"""The graph that is planned and run: the traced one without what nobody reads or what loops repeat in vain, and with
+spans computed on their bases."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import primitives
 
+from passes.hoist import hoist
 from passes.ir.graph import Graph
 from passes.normalize import drop_dead
 from passes.widen import widen
@@ -18,7 +20,7 @@ from passes.widen import widen
 def prepared(graph: Graph) -> Graph:
     """What passes read of a traced graph. It computes the same results, equal bit by bit but for the order in which
     sums over spans are taken."""
-    return widen(drop_dead(graph), _Maker())
+    return widen(hoist(drop_dead(graph)), _Maker())
 
 
 @dataclass(frozen=True, slots=True)

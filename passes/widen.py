@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from passes.ir.graph import Graph, Literal, Op, Operand, Region, walk
 from passes.normalize import drop_dead
+from passes.numbering import renumbered
 from passes.rules import Rule, rule_for
 from passes.spans import LARGE, Maker, Span, Writer, twos
 
@@ -42,7 +43,7 @@ def widen(graph: Graph, maker: Maker) -> Graph:
         live = {r for v in walk(wide) for r in v.op.outputs}
         twice = [roots for narrow, large, roots in walked.twins if narrow in live and large in live]
         if not twice:
-            return _renumbered(wide)
+            return renumbered(wide)
         given_up = given_up.union(*twice)
 
 
@@ -325,41 +326,3 @@ class _Widener:
                 inputs[i] = self.to.within(x, nothing, dims.index((factor,)), offset, offset + n, op)
         (made,) = self.to.again(op, inputs, (self.to.shape(op.outputs[0]),))
         return made
-
-
-def _renumbered(graph: Graph) -> Graph:
-    """The same graph with operations and values numbered in program order, which lowering relies on."""
-    number = {v: i for i, v in enumerate((*graph.inputs, *graph.constants))}
-    ids = {v.op.id: k for k, v in enumerate(walk(graph))}
-
-    def new(operand: Operand) -> Operand:
-        return operand if isinstance(operand, Literal) else number[operand]
-
-    def define(values: tuple[int, ...]) -> tuple[int, ...]:
-        for v in values:
-            number[v] = len(number)
-        return tuple(number[v] for v in values)
-
-    def region(ops: tuple[Op, ...]) -> tuple[Op, ...]:
-        out = []
-        for op in ops:
-            inputs = tuple(new(o) for o in op.inputs)
-            regions = []
-            for r in op.regions:
-                entering = define(r.inputs)
-                inner = region(r.ops)
-                regions.append(replace(r, inputs=entering, ops=inner, outputs=tuple(new(o) for o in r.outputs)))
-            outputs = define(op.outputs)
-            out.append(replace(op, id=ids[op.id], inputs=inputs, outputs=outputs, regions=tuple(regions)))
-        return tuple(out)
-
-    ops = region(graph.ops)
-    values = {number[v]: replace(x, id=number[v]) for v, x in graph.values.items() if v in number}
-    return replace(
-        graph,
-        values=values,
-        inputs=tuple(number[v] for v in graph.inputs),
-        outputs=tuple(new(o) for o in graph.outputs),
-        ops=ops,
-        constants={number[v]: c for v, c in graph.constants.items()},
-    )
