@@ -17,6 +17,7 @@ import numpy as np
 from cost_model.compute import op_time_s
 from cost_model.mesh import LogicalMesh
 from passes.borders import borders_s
+from passes.coding import AxesNumbers, Coded
 from passes.fold import Folding
 from passes.groups import Group, Slot, Want
 from passes.ir import Sharding
@@ -102,11 +103,10 @@ class Pricer:
         self.chip = mesh.topology.chip
         self.reshards = Reshards(mesh)
         self._prices: dict[tuple[str, tuple[str, ...], float, float], float] = {}
-        self._pieces: dict[tuple[str, ...], int] = {}
+        self.numbers = AxesNumbers(mesh.sizes)
         # Layers repeat: equal questions about equal lists of strategies are answered once. The lists are kept alive
         # here, so that an id means one list.
-        self._lists: dict[int, tuple[Strategy, ...]] = {}
-        self._cuts: dict[tuple[int, tuple[Slot, ...]], np.ndarray] = {}
+        self._lists: dict[int, Coded] = {}
         self._nodes: dict[object, tuple[np.ndarray, np.ndarray]] = {}
         self._matrices: dict[object, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
 
@@ -124,23 +124,20 @@ class Pricer:
     # ---- nodes ----
     def cuts(self, strategies: tuple[Strategy, ...], slots: tuple[Slot, ...]) -> np.ndarray:
         """Per strategy, into how many pieces an array is cut whose dimensions have these slots."""
-        key = (self.known(strategies), slots)
-        if key not in self._cuts:
-            wanted = [slot for slot in slots if slot is not None]
-            pieces = [math.prod(self.pieces(s.axes_of(slot)) for slot in wanted) for s in strategies]
-            self._cuts[key] = np.array(pieces, dtype=np.float64)
-        return self._cuts[key]
+        coded = self.coded(strategies)
+        return coded.pieces(coded.of(slot) for slot in slots if slot is not None)
+
+    def coded(self, strategies: tuple[Strategy, ...]) -> Coded:
+        """This list as arrays; one object per list."""
+        known = self._lists.get(id(strategies))
+        if known is None:
+            known = self._lists[id(strategies)] = Coded(strategies, self.numbers)
+        return known
 
     def known(self, strategies: tuple[Strategy, ...]) -> int:
         """A number for this list of strategies, to key results by."""
-        self._lists.setdefault(id(strategies), strategies)
+        self.coded(strategies)
         return id(strategies)
-
-    def pieces(self, axes: tuple[str, ...]) -> int:
-        """Into how many pieces these axes cut."""
-        if axes not in self._pieces:
-            self._pieces[axes] = self.mesh.size(axes)
-        return self._pieces[axes]
 
     def node(self, group: Group, strategies: tuple[Strategy, ...]) -> tuple[np.ndarray, np.ndarray]:
         """(compute, communication) seconds per strategy; layers that repeat are priced once."""
@@ -159,8 +156,8 @@ class Pricer:
 
     def communicating(self, group: Group, strategies: tuple[Strategy, ...]) -> np.ndarray:
         borders = [borders_s(self.graph, group, s, self.sizes, self.collective) for s in strategies]
-        inside = [self.reductions(group, s) + self.finishes(group, s) + self.shared(group, s) for s in strategies]
-        return np.add(inside, borders)
+        inside = [self.reductions(group, s) + self.finishes(group, s) for s in strategies]
+        return np.add(inside, borders) + self.copies(group, strategies)
 
     def leader(self, group: Group, strategies: tuple[Strategy, ...]) -> np.ndarray:
         visit, rule = group.leader, group.rule
@@ -207,13 +204,21 @@ class Pricer:
                 total += f.visit.runs * self.collective("all_reduce", axes, size)
         return total
 
-    def shared(self, group: Group, strategy: Strategy) -> float:
-        if strategy.shared is None:
-            return 0.0
-        total = 0.0
+    def copies(self, group: Group, strategies: tuple[Strategy, ...]) -> np.ndarray:
+        """Seconds of making the copies that several readers share."""
+        coded, total = self.coded(strategies), np.zeros(len(strategies))
+        if not coded.has_copy.any():
+            return total
         for v in shared_members(self.program, group):
-            table = self.table(v, group)
-            total += self.program.runs(v) * table.price(self.form(v, strategy), self.form(v, strategy, shared=True))
+            place, table = self.grouping.place(v), self.table(v, group)
+            assert place is not None
+            classes = [c for c in place.dims if c >= 0]
+            first, which = coded.distinct([*(coded.of(c) for c in classes), *(coded.copy_of(c) for c in classes)])
+            some = [strategies[i] for i in first.tolist()]
+            seconds = [
+                table.price(self.form(v, s), self.form(v, s, True)) if s.shared is not None else 0.0 for s in some
+            ]
+            total += self.program.runs(v) * np.array(seconds)[which] * coded.has_copy
         return total
 
     def form(self, value: int, strategy: Strategy, shared: bool = False) -> Dims:
@@ -239,28 +244,23 @@ class Pricer:
         self, want: Want, source: tuple[Strategy, ...], target: tuple[Strategy, ...], has_copy: bool, sums: bool
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         table = self.table(want.value, self.grouping.groups[place_of(self.program, want).group])
-        rows: dict[tuple[Dims, Dims, frozenset[str]], int] = {}
-        cols: dict[tuple[Dims, frozenset[str]], int] = {}
-        row_of = np.empty(len(source), dtype=np.int64)
-        for i, s in enumerate(source):
-            form, copy = self.form(want.value, s), self.form(want.value, s, has_copy)
-            row_of[i] = rows.setdefault((form, copy, frozenset(s.partial)), len(rows))
-        col_of = np.empty(len(target), dtype=np.int64)
-        for i, s in enumerate(target):
-            arriving = frozenset(s.axes_of(ARRIVING)) if sums else frozenset()
-            col_of[i] = cols.setdefault((s.form(want.slots), arriving), len(cols))
+        given, asked = self.coded(source), self.coded(target)
+        classes = [c for c in place_of(self.program, want).dims if c >= 0]
+        partial = given.unfinished()
+        copied = [given.copy_of(c) for c in classes] if has_copy else []
+        rows, row_of = given.distinct([*(given.of(c) for c in classes), *copied, partial])
+        arriving = asked.arriving() if sums else np.zeros(len(target), dtype=np.int64)
+        cols, col_of = asked.distinct([*(asked.of(slot) for slot in want.slots if slot is not None), arriving])
         index = table.forms.index
-        forms = np.array([index.get(form, -1) for form, _, _ in rows])
-        copies = np.array([index.get(copy, -1) for _, copy, _ in rows])
-        wanted = np.array([index.get(form, -1) for form, _ in cols])
+        forms = np.array([index.get(self.form(want.value, source[i]), -1) for i in rows.tolist()])
+        copies = np.array([index.get(self.form(want.value, source[i], has_copy), -1) for i in rows.tolist()])
+        wanted = np.array([index.get(target[i].form(want.slots), -1) for i in cols.tolist()])
         matrix = np.minimum(table.cost[np.ix_(forms, wanted)], table.cost[np.ix_(copies, wanted)]) * want.runs
         matrix[forms < 0, :] = np.inf
         matrix[:, wanted < 0] = np.inf
-        for i, (_, _, partial) in enumerate(rows):
-            for j, (_, expected) in enumerate(cols):
-                # An unfinished sum is read as it is, or not at all.
-                if partial != expected or (partial and forms[i] != wanted[j]):
-                    matrix[i, j] = np.inf
+        # An unfinished sum is read as it is, or not at all.
+        unfinished, expected = partial[rows][:, None], arriving[cols][None, :]
+        matrix[(unfinished != expected) | ((unfinished > 0) & (forms[:, None] != wanted[None, :]))] = np.inf
         return matrix, row_of, col_of
 
     # ---- memory ----
@@ -271,14 +271,13 @@ class Pricer:
             # Whether it has to move depends on the other group too, which a memory item cannot see; counting it always
             # is safe, and nothing for operands that are cut over all devices.
             return size / self.cuts(options, spec.slots) - size / self.mesh.num_devices
+        coded = self.coded(options)
         if spec.kind == "shared":
-            on = [() if s.shared is None else [s.shared[c] for c in spec.slots if isinstance(c, int)] for s in options]
-            cuts = [math.prod(map(self.pieces, axes)) for axes in on]
-            return np.array([0.0 if s.shared is None else size / n for s, n in zip(options, cuts, strict=True)])
-        forms = [s.form(spec.slots) for s in options]
-        platform = self.chip.platform
-        sizes = {
-            f: float(stored_bytes(Sharding(f).local_shape(spec.shape, self.sizes), spec.itemsize, platform, spec.major))
-            for f in set(forms)
-        }
-        return np.array([sizes[f] for f in forms])
+            cuts = coded.pieces(coded.copy_of(c) for c in spec.slots if isinstance(c, int))
+            return size / cuts * coded.has_copy
+        first, which = coded.distinct([coded.of(slot) for slot in spec.slots if slot is not None])
+        platform, sizes = self.chip.platform, []
+        for i in first.tolist():
+            block = Sharding(options[i].form(spec.slots)).local_shape(spec.shape, self.sizes)
+            sizes.append(float(stored_bytes(block, spec.itemsize, platform, spec.major)))
+        return np.array(sizes)[which]
