@@ -1,0 +1,300 @@
+"""Writes one loop over microbatches: operations on the parts of one, and what is accumulated or stacked from all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from passes.batchwise import Batchwise, Cut, MicrobatchError, Part, State
+from passes.ir.control import has_control
+from passes.ir.graph import Graph, Literal, Op, Operand, Region, Value
+from passes.rules import rule_for
+from passes.spans import Maker
+
+_WIDER = {"bfloat16": "float32", "float16": "float32"}
+
+
+@dataclass(slots=True)
+class Numbers:
+    """The table of values, and the numbers that the next value and operation get."""
+
+    values: dict[int, Value]
+    next_value: int
+    next_op: int
+
+    def value(self, shape: tuple[int, ...], dtype: str, itemsize: int) -> int:
+        self.values[self.next_value] = Value(self.next_value, shape, dtype, itemsize)
+        self.next_value += 1
+        return self.next_value - 1
+
+    def op(self) -> int:
+        self.next_op += 1
+        return self.next_op - 1
+
+
+@dataclass(slots=True)
+class LoopWriter:
+    """One loop. `inside` maps values of the program to those of an iteration, `passed` those that each iteration reads
+    whole, `slices` (value, dimension) of which it reads its part, `before` are operations in front of the loop."""
+
+    graph: Graph
+    found: Batchwise
+    numbers: Numbers
+    maker: Maker
+    inside: dict[int, int] = field(default_factory=dict)
+    passed: dict[int, int] = field(default_factory=dict)
+    slices: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)  # -> (stacked outside, inside)
+    locals: dict[tuple[int, int], int] = field(default_factory=dict)
+    before: list[Op] = field(default_factory=list)
+    body: list[Op] = field(default_factory=list)
+    near: Op | None = None
+
+    # ---- reading ----
+    def read(self, operand: Operand, near: Op) -> Operand:
+        """An operand as an iteration has it."""
+        if isinstance(operand, Literal) or operand in self.graph.constants:
+            return operand
+        if operand in self.inside:
+            return self.inside[operand]
+        state = self.found.states.get(operand)
+        if isinstance(state, Cut):
+            return self.slice(operand, state.dim, near)
+        if operand not in self.passed:
+            self.passed[operand] = self._like(operand, self.graph.values[operand].shape)
+        return self.passed[operand]
+
+    def slice(self, value: int, dim: int, near: Op) -> int:
+        """The part of a value that an iteration has, stacked in front of the loop."""
+        if (value, dim) not in self.slices:
+            shape, m = self.graph.values[value].shape, self.found.count
+            parts = (*shape[:dim], m, shape[dim] // m, *shape[dim + 1 :])
+            like = self.graph.values[value]
+            stacked = self.new(self.before, "reshape", near, (value,), parts, like, _reshaped(parts))
+            if dim:
+                order = (dim, *(d for d in range(len(parts)) if d != dim))
+                shape = tuple(parts[d] for d in order)
+                stacked = self.new(self.before, "transpose", near, (stacked,), shape, like, {"permutation": order})
+            part = self._like(value, (*parts[:dim], *parts[dim + 1 :]))
+            self.slices[value, dim] = (stacked, part)
+        return self.slices[value, dim][1]
+
+    def local(self, operand: Operand, dim: int, near: Op) -> Operand:
+        """The part of a whole operand that an iteration reads. What is spread or computed element by element is made
+        for this part alone; other arrays are sliced."""
+        if isinstance(operand, Literal):
+            return operand
+        if (operand, dim) in self.locals:
+            return self.locals[operand, dim]
+        op = self.found.producer.get(operand)
+        per_microbatch = operand in self.found.states
+        if op is None or not self._spreads(op, operand, dim):
+            if per_microbatch:
+                raise MicrobatchError("what is computed with a microbatch is read for the whole batch", op or near)
+            return self.slice(operand, dim, near)
+        rule = rule_for(self.graph, op)
+        factor = rule.results[op.outputs.index(operand)][dim][0]
+        inputs: list[Operand] = []
+        for o, dims in zip(op.inputs, rule.operands, strict=True):
+            places = [d for d, f in enumerate(dims) if f and f[0] == factor]
+            inputs.append(self.local(o, places[0], op) if places else self.read(o, op))
+        shape = self._part(self.graph.values[operand].shape, Cut(dim))
+        (made,) = self._again(self.body, op, inputs, [shape])
+        self.locals[operand, dim] = made
+        return made
+
+    def _spreads(self, op: Op, value: int, dim: int) -> bool:
+        rule = rule_for(self.graph, op)
+        dims = rule.results[0]
+        return (
+            len(op.outputs) == 1
+            and not has_control(op)
+            and rule.kind in ("elementwise", "movement")
+            and bool(dims[dim])
+            and dims[dim][0] in rule.cuttable()
+            and rule.fits(dims[dim][0], self.found.count)
+            and not rule.exchanges({dims[dim][0]})
+        )
+
+    # ---- writing ----
+    def write(self, op: Op) -> None:
+        """An operation of the program, on the parts of one microbatch."""
+        self.near = self.near or op
+        inputs = [
+            self.local(o, self.found.demands[op.id, i], op) if (op.id, i) in self.found.demands else self.read(o, op)
+            for i, o in enumerate(op.inputs)
+        ]
+        self._put(self.body, op, inputs, self.inside)
+
+    def _put(self, to: list[Op], op: Op, inputs: Sequence[Operand], names: dict[int, int]) -> None:
+        shapes = [self._part(self.graph.values[r].shape, self.found.states.get(r)) for r in op.outputs]
+        regions = tuple(self._region(r, names) for r in op.regions)
+        names.update(zip(op.outputs, self._again(to, op, inputs, shapes, regions), strict=True))
+
+    def _region(self, region: Region, outer: Mapping[int, int]) -> Region:
+        names: dict[int, int] = {}
+        for v in region.inputs:
+            names[v] = self._like(v, self._part(self.graph.values[v].shape, self.found.states.get(v)))
+        ops: list[Op] = []
+
+        def named(o: Operand) -> Operand:
+            return o if isinstance(o, Literal) else names.get(o, o)
+
+        for op in region.ops:
+            self._put(ops, op, [named(o) for o in op.inputs], names)
+        inputs = tuple(names[v] for v in region.inputs)
+        return replace(region, inputs=inputs, outputs=tuple(named(o) for o in region.outputs), ops=tuple(ops))
+
+    def _again(
+        self, to: list[Op], op: Op, inputs: Sequence[Operand], shapes: Sequence[tuple[int, ...]],
+        regions: tuple[Region, ...] = (),
+    ) -> list[int]:  # fmt: skip
+        """The operation on other operands, with results of other shapes."""
+        results = [self._like(r, s) for r, s in zip(op.outputs, shapes, strict=True)]
+        local = [o.shape if isinstance(o, Literal) else self.numbers.values[o].shape for o in inputs]
+        changes = _local_params(op, [self.graph.shape_of(o) for o in op.inputs], local, shapes)
+        binding = replace(op.binding, params={**op.binding.params, **changes}) if changes else op.binding
+        params = {**op.params, **changes} if changes else op.params
+        made = replace(
+            op, id=self.numbers.op(), inputs=tuple(inputs), outputs=tuple(results), params=params, regions=regions,
+            binding=binding,
+        )  # fmt: skip
+        to.append(made)
+        return results
+
+    def new(
+        self, to: list[Op], primitive: str, near: Op, inputs: Sequence[Operand], shape: tuple[int, ...], like: Value,
+        params: Mapping[str, Any], result: int | None = None,
+    ) -> int:  # fmt: skip
+        """An operation that the program does not have; its result has the element type of `like`."""
+        out = self.numbers.value(shape, like.dtype, like.itemsize) if result is None else result
+        binding = self.maker.binding(primitive, params, near.binding)
+        number = self.numbers.op()
+        to.append(Op(number, primitive, tuple(inputs), (out,), params, near.source, near.scope, (), binding))
+        return out
+
+    def _like(self, value: int, shape: tuple[int, ...]) -> int:
+        known = self.graph.values[value]
+        return self.numbers.value(shape, known.dtype, known.itemsize)
+
+    def _part(self, shape: tuple[int, ...], state: State | None) -> tuple[int, ...]:
+        if not isinstance(state, Cut):
+            return shape
+        d = state.dim
+        return (*shape[:d], shape[d] // self.found.count, *shape[d + 1 :])
+
+    # ---- what leaves ----
+    def close(self, handed: Sequence[int]) -> list[Op]:
+        """The operations before the loop, the loop, and those after it that bring what it hands out into its form."""
+        near = self.near
+        assert near is not None  # a loop hands something out
+        carried = [v for v in handed if not isinstance(self.found.states[v], Cut)]
+        stacked = [v for v in handed if isinstance(self.found.states[v], Cut)]
+        after: list[Op] = []
+        carries = [self._carry(v, after) for v in carried]
+        stacks = [self._stack(v, after) for v in stacked]
+        inputs = (*self.passed, *(c[0] for c in carries), *(s for s, _ in self.slices.values()))
+        inner = (*self.passed.values(), *(c[1] for c in carries), *(p for _, p in self.slices.values()))
+        outputs = (*(c[2] for c in carries), *(self.inside[v] for v in stacked))
+        region = Region(inner, outputs, tuple(self.body), self.found.count)
+        params = {
+            "num_consts": len(self.passed), "num_carry": len(carries), "length": self.found.count, "reverse": False,
+            "unroll": 1,
+        }  # fmt: skip
+        results = (*(c[3] for c in carries), *stacks)
+        binding = self.maker.binding("scan", params, near.binding)
+        number = self.numbers.op()
+        loop = Op(number, "scan", inputs, results, params, near.source, near.scope, (region,), binding)
+        return [*self.before, loop, *after]
+
+    def _carry(self, v: int, after: list[Op]) -> tuple[int, int, int, int]:
+        """(start, at the beginning of an iteration, at its end, at the end of the loop) of what is accumulated."""
+        value, state, near = self.graph.values[v], self.found.states[v], self.found.producer[v]
+        combine = state.combine if isinstance(state, Part) else "last"
+        dtype = _WIDER.get(value.dtype, value.dtype) if combine == "sum" else value.dtype
+        wide = value if dtype == value.dtype else Value(-1, value.shape, dtype, np.dtype(dtype).itemsize)
+        start = self._start(wide, combine, near)
+        enters = self.numbers.value(wide.shape, wide.dtype, wide.itemsize)
+        term = self.inside[v]
+        if wide is not value:
+            term = self.new(self.body, "convert_element_type", near, (term,), value.shape, wide, _converted(dtype))
+        leaves = term
+        if combine != "last":
+            name = {"sum": "add", "max": "max", "min": "min"}[combine]
+            leaves = self.new(self.body, name, near, (enters, term), value.shape, wide, {})
+        if wide is value:
+            return start, enters, leaves, v
+        total = self.numbers.value(wide.shape, wide.dtype, wide.itemsize)
+        self.new(after, "convert_element_type", near, (total,), value.shape, value, _converted(value.dtype), result=v)
+        return start, enters, leaves, total
+
+    def _start(self, value: Value, combine: str, near: Op) -> int:
+        try:
+            number, plain = _neutral(combine, value.dtype), value
+        except TypeError:
+            if value.dtype.startswith("key"):
+                raise MicrobatchError("keys that are made with a microbatch are read outside", near) from None
+            number, plain = _neutral(combine, "float32"), Value(-1, value.shape, "float32", 4)
+        literal = Literal(number, (), plain.dtype, plain.itemsize)
+        params = {"shape": value.shape, "broadcast_dimensions": (), "sharding": None}
+        start = self.new(self.before, "broadcast_in_dim", near, (literal,), value.shape, plain, params)
+        if plain is value:
+            return start
+        return self.new(
+            self.before, "convert_element_type", near, (start,), value.shape, value, _converted(value.dtype)
+        )
+
+    def _stack(self, v: int, after: list[Op]) -> int:
+        """What every microbatch yields a part of, put together along its dimension."""
+        value, state, near = self.graph.values[v], self.found.states[v], self.found.producer[v]
+        assert isinstance(state, Cut)
+        part, m, d = self._part(value.shape, state), self.found.count, state.dim
+        made = stacked = self.numbers.value((m, *part), value.dtype, value.itemsize)
+        if d:
+            order = (*range(1, d + 1), 0, *range(d + 1, len(part) + 1))
+            shape = tuple((m, *part)[i] for i in order)
+            made = self.new(after, "transpose", near, (made,), shape, value, {"permutation": order})
+        self.new(after, "reshape", near, (made,), value.shape, value, _reshaped(value.shape), result=v)
+        return stacked
+
+
+def _reshaped(shape: tuple[int, ...]) -> dict[str, Any]:
+    return {"new_sizes": shape, "dimensions": None, "sharding": None}
+
+
+def _converted(dtype: str) -> dict[str, Any]:
+    return {"new_dtype": dtype, "weak_type": False, "sharding": None}
+
+
+def _neutral(combine: str, dtype: str) -> Any:
+    """What an accumulation starts from. TypeError for element types that numpy does not have."""
+    kind = np.dtype(dtype)
+    if combine in ("sum", "last"):
+        return kind.type(0)
+    if kind.kind == "f":
+        return kind.type(-np.inf if combine == "max" else np.inf)
+    if kind.kind == "b":
+        return kind.type(combine == "min")
+    return kind.type(np.iinfo(kind).min if combine == "max" else np.iinfo(kind).max)
+
+
+def _local_params(
+    op: Op, whole: Sequence[tuple[int, ...]], local: Sequence[tuple[int, ...]], results: Sequence[tuple[int, ...]]
+) -> dict[str, Any]:
+    """The parameters that hold sizes, for parts of the arrays."""
+    params = op.params
+    if op.primitive in ("broadcast_in_dim", "iota") and tuple(params["shape"]) != results[0]:
+        return {"shape": results[0]}
+    if op.primitive == "reshape" and tuple(params["new_sizes"]) != results[0]:
+        return {"new_sizes": results[0]}
+    if not local or whole[0] == local[0]:
+        return {}
+    if op.primitive == "slice":
+        ends = zip(params["limit_indices"], whole[0], local[0], strict=True)
+        return {"limit_indices": tuple(end - (n - k) for end, n, k in ends)}
+    if op.primitive in ("dynamic_slice", "gather"):
+        sizes = zip(params["slice_sizes"], whole[0], local[0], strict=True)
+        return {"slice_sizes": tuple(k if size == n != k else size for size, n, k in sizes)}
+    return {}
