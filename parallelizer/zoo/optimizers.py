@@ -1,13 +1,14 @@
-"""Optimizers that treat a kernel as a matrix: Muon (Newton-Schulz), Shampoo (eigenvalues) and SOAP (QR).
+"""Optimizers that treat a kernel as a matrix: Muon (Newton-Schulz), Shampoo (eigenvalues), TNT (Cholesky), SOAP (QR).
 
 A kernel of several dimensions is read as [batch..., rows, columns]: what a layer reads are rows, what it writes are
-columns, scanned layers and experts are batch. Embeddings, biases and norms are left to Adam, as in all three papers.
+columns, scanned layers and experts are batch. Embeddings, biases and norms are left to Adam, as in these papers.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,9 +16,10 @@ import jax.numpy as jnp
 import optax
 
 Mask = Callable[[Any], Any] | None
-MATRIX_OPTIMIZERS = ("muon", "shampoo", "soap")
+MATRIX_OPTIMIZERS = ("muon", "shampoo", "soap", "tnt")
 # A side longer than this has no preconditioner, as in distributed Shampoo (Anil et al., arXiv:2002.09018).
 LONGEST_SIDE = 8192
+DAMPING = 0.03  # of a moment that is inverted, in parts of its mean eigenvalue
 STACKED, EXPERTS, FROM_HEADS = "layers", "experts", "out"
 
 
@@ -65,7 +67,13 @@ def shampoo(rate: Any, b1: float, b2: float, eps: float, weight_decay: float, ma
 
     The update has the length of Adam's ("grafting", arXiv:2002.09018), so the learning rates are Adam's.
     """
-    return _by_kind(_scale_by_shampoo(b2, eps), rate, b1, b2, eps, weight_decay, mask, graft=True)
+    return _by_kind(_scale_by_moments(b2, partial(_rooted, eps=eps)), rate, b1, b2, eps, weight_decay, mask, graft=True)
+
+
+def tnt(rate: Any, b1: float, b2: float, eps: float, weight_decay: float, mask: Mask) -> Any:
+    """Tensor normal training (arXiv:2106.02925): gradients between the inverses of their row and column moments, by
+    Cholesky factors; as long as Adam's update."""
+    return _by_kind(_scale_by_moments(b2, _solved), rate, b1, b2, eps, weight_decay, mask, graft=True)
 
 
 def soap(rate: Any, b1: float, b2: float, eps: float, weight_decay: float, mask: Mask) -> Any:
@@ -158,6 +166,28 @@ def inverse_root(moment: jax.Array, power: int, eps: float) -> jax.Array:
     return jnp.einsum("...ij,...j,...kj->...ik", vectors, roots ** (-1.0 / power), vectors)
 
 
+def solve_damped(moment: jax.Array, x: jax.Array) -> jax.Array:
+    """(moment + d I)^-1 x of symmetric matrices [..., n, n] and x [..., n, m]; d is DAMPING times their mean
+    eigenvalue."""
+    n = moment.shape[-1]
+    damping = DAMPING * jnp.trace(moment, axis1=-2, axis2=-1) / n + 1e-30
+    factor = jax.lax.linalg.cholesky(moment + damping[..., None, None] * jnp.eye(n, dtype=moment.dtype))
+    half = jax.lax.linalg.triangular_solve(factor, x, left_side=True, lower=True)
+    return jax.lax.linalg.triangular_solve(factor, half, left_side=True, lower=True, transpose_a=True)
+
+
+def _rooted(moments: tuple[Any, Any], g: jax.Array, eps: float) -> jax.Array:
+    left, right = _both(lambda m: inverse_root(m, 4, eps), moments)
+    return _between(left, g, right)
+
+
+def _solved(moments: tuple[Any, Any], g: jax.Array) -> jax.Array:
+    left, right = moments
+    if left is not None:
+        g = solve_damped(left, g)
+    return g if right is None else _transposed(solve_damped(right, _transposed(g)))
+
+
 class MomentState(NamedTuple):
     """Per parameter, the moments of rows and columns."""
 
@@ -175,14 +205,15 @@ def _like(updates: Any, matrices: list[jax.Array]) -> Any:
     return structure.unflatten(m.reshape(x.shape) for m, x in zip(matrices, leaves, strict=True))
 
 
-def _scale_by_shampoo(decay: float, eps: float) -> Any:
+def _scale_by_moments(decay: float, between: Callable[[tuple[Any, Any], jax.Array], jax.Array]) -> Any:
+    """Updates are what `between` makes of the moments and a gradient."""
+
     def init(params: Any) -> MomentState:
         return MomentState(_each(lambda m: _moments(jnp.zeros_like(m)), params))
 
     def one(g: jax.Array, moments: tuple[Any, Any]) -> tuple[jax.Array, tuple[Any, Any]]:
         new = _both(lambda old, now: decay * old + (1 - decay) * now, moments, _moments(g))
-        left, right = _both(lambda m: inverse_root(m, 4, eps), new)
-        return _between(left, g, right), new
+        return between(new, g), new
 
     def update(updates: Any, state: MomentState, params: Any = None) -> tuple[Any, MomentState]:
         del params

@@ -70,8 +70,7 @@ def _update_rule(config: TrainingConfig, rate: Any, mask: Callable[[Any], Any] |
             )
         return optax.adam(rate, b1=config.b1, b2=config.b2, eps=config.eps)
     if config.optimizer in MATRIX_OPTIMIZERS:
-        make = {"muon": optimizers.muon, "shampoo": optimizers.shampoo, "soap": optimizers.soap}[config.optimizer]
-        return make(rate, config.b1, config.b2, config.eps, config.weight_decay, mask)
+        return getattr(optimizers, config.optimizer)(rate, config.b1, config.b2, config.eps, config.weight_decay, mask)
     if config.optimizer == "adagrad":
         rule = optax.adagrad(rate, eps=config.eps)
     else:

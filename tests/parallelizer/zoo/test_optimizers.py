@@ -1,4 +1,4 @@
-"""Muon, Shampoo and SOAP: what is a matrix, and the mathematics of one step."""
+"""Muon, Shampoo, TNT and SOAP: what is a matrix, and the mathematics of one step."""
 
 from __future__ import annotations
 
@@ -53,6 +53,19 @@ def test_shampoo_steps_are_the_gradient_between_inverse_roots_and_as_long_as_ada
 
     wanted = root(g @ g.T) @ g @ root(g.T @ g)
     wanted *= 0.1 * np.sqrt(g.size) / np.linalg.norm(wanted)  # Adam's first step has the rate in every number
+    assert np.allclose(before - after, wanted, atol=2e-4)
+
+
+def test_tnt_steps_are_the_gradient_between_inverses() -> None:
+    before, after = _after("tnt", 1, b2=0.9)
+    g = np.asarray(jax.random.normal(jax.random.key(3), SHAPE), np.float64)
+
+    def inverse(moment: np.ndarray) -> np.ndarray:
+        n = len(moment)
+        return np.linalg.inv(moment + optimizers.DAMPING * np.trace(moment) / n * np.eye(n))
+
+    wanted = inverse(g @ g.T) @ g @ inverse(g.T @ g)
+    wanted *= 0.1 * np.sqrt(g.size) / np.linalg.norm(wanted)
     assert np.allclose(before - after, wanted, atol=2e-4)
 
 

@@ -50,6 +50,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "gpt-toy muon": {**SMALL, "optimizer": "muon"},
     "gpt-toy shampoo": {**SMALL, "optimizer": "shampoo"},
     "gpt-toy soap": {**SMALL, "optimizer": "soap"},
+    "gpt-toy tnt": {**SMALL, "optimizer": "tnt"},
 }
 
 
