@@ -39,6 +39,7 @@ _EXPECTED = {
     **dict.fromkeys(("random_bits", "random_fold_in", "random_seed", "random_split", "threefry2x32"), _BITS),
     **dict.fromkeys(("rng_bit_generator", "random_gamma"), _BITS),
     "fft": "XLA counts 4 n log2 n for real and 8 for complex lines; counted as 5 n log2 n, as FFT libraries do",
+    "within": "the comparison of positions is counted by XLA",
     "ragged_dot_general": "spelled out for CPU as one product per group with masks; counted as each row once",
     "scaled_dot": "scaling is counted by XLA, the contraction alone here",
     "reduce": "the function that is folded is counted by XLA, one per element and array here",
