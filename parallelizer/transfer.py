@@ -83,10 +83,13 @@ class Transfer:
 
         Returns at once, whether `x` is computed already or not, and never reads the array on the host. `x` is left as
         it is. The first call compiles a small program per device. Raises TransferInputError for any other array than
-        planned and TransferNotRunnableError for a plan without devices.
+        planned and TransferNotRunnableError for a plan without devices or with devices of other processes.
         """
         if self.runner is None or self.source is None:
-            missing = [n for n, s in (("source", self.source), ("destination", self.destination)) if s is None]
+            sides = {"source": self.source, "destination": self.destination}
+            missing = [name for name, side in sides.items() if side is None]
+            if not missing:
+                raise TransferNotRunnableError.of_processes(jax.process_count())
             raise TransferNotRunnableError.of(missing)
         planned = type_text(self.shape, self.dtype)
         if not isinstance(x, jax.Array):
@@ -140,7 +143,7 @@ def plan_transfer(
     except BadCards as error:
         raise TransferMeshError.of_cards(error.devices_per_card, error.per_island, machine.name) from error
     ready = None
-    if from_ is not None and to is not None:
+    if from_ is not None and to is not None and from_.is_fully_addressable and to.is_fully_addressable:
         ready = runner(move, to, {machine_index: device for device, machine_index in order.items()})
     return Transfer(shape, dtype, from_, to, move, ready)
 
@@ -177,9 +180,12 @@ def _machine(sides: Sequence[Side], topology: str | Topology | None) -> tuple[To
         return machine, {}
     first = real[0]
     assert isinstance(first, NamedSharding)
-    present = jax.devices(first.mesh.devices.flat[0].platform)
+    try:
+        present = jax.devices(first.mesh.devices.flat[0].platform)
+    except RuntimeError:  # devices to compile for, of a platform that is not here
+        present = []
     if topology is None:
-        machine, present = local_topology(present)
+        machine, present = local_topology(present or None)
     else:
         machine = resolve_topology(topology)
     return machine, {d: i for i, d in enumerate(present) if i < machine.num_devices}

@@ -167,7 +167,7 @@ class TransferInputError(ParallelizerError, ValueError):
 
 
 class TransferNotRunnableError(ParallelizerError, RuntimeError):
-    """A transfer that was planned from shapes alone is asked to move an array."""
+    """A transfer that was planned from shapes alone, or for several processes, is asked to move an array."""
 
     @classmethod
     def of(cls, without_devices: Sequence[str]) -> Self:
@@ -178,4 +178,18 @@ class TransferNotRunnableError(ParallelizerError, RuntimeError):
             (f"no devices on the {' and the '.join(without_devices)} side: mesh sizes only",),
             ("plan it with jax.sharding.NamedSharding on meshes of real devices, on both sides",),
             {"without_devices": list(without_devices)},
+        )
+
+    @classmethod
+    def of_processes(cls, processes: int) -> Self:
+        """Some devices belong to other processes."""
+        return cls(
+            "this transfer has devices of other processes, and one process cannot move their blocks",
+            "Transfer.run(x)",
+            (f"the program runs in {processes} processes; a transfer runs in one that has all devices of both meshes",),
+            (
+                "run all devices of both meshes from one process",
+                "or move it inside one program over the union of both meshes: jax.jit with out_shardings",
+            ),
+            {"processes": processes},
         )

@@ -2,7 +2,7 @@
 
 from passes.cross_mesh.bound import Bound, lower_bound
 from passes.cross_mesh.flows import Load
-from passes.cross_mesh.plan import Move, Send, plan_move
+from passes.cross_mesh.plan import Move, Send, least_s, plan_move
 from passes.cross_mesh.tiles import BadPlacement, Box, Placement, boxes
 from passes.cross_mesh.wiring import BadCards, Wiring, wiring
 
@@ -17,6 +17,7 @@ __all__ = [
     "Send",
     "Wiring",
     "boxes",
+    "least_s",
     "lower_bound",
     "plan_move",
     "wiring",

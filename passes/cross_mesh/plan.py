@@ -126,29 +126,49 @@ def plan_move(
     )  # fmt: skip
 
 
+def least_s(
+    shape: tuple[int, ...],
+    itemsize: int,
+    source: Placement,
+    destination: Placement,
+    topology: Topology,
+    devices_per_card: int | None = None,
+) -> float:
+    """The lower bound alone, in seconds: a quick estimate of a transfer, which plans of large arrays come close to.
+
+    Raises BadPlacement and BadCards.
+    """
+    source.check(shape)
+    destination.check(shape)
+    return lower_bound(atoms(shape, source, destination), itemsize, wiring(topology, devices_per_card)).time_s
+
+
 def _timed(
     hops: Sequence[Hop], seconds: Sequence[float], topology: Topology, bound_s: float
 ) -> tuple[flows.Clock, int]:
-    """The best number of rounds: 1, 4, 16, ... until two have not helped or the pieces are too many."""
+    """The best number of rounds: 1, 4, 16, ... until two have not helped or the pieces are too many, then near it."""
     order = turns(hops, seconds)
     passed = sum(1 if hops[t.hop].path.at_once else len(hops[t.hop].path.resources) for t in order)
     pipelined = any(h.depth or not h.path.at_once for h in hops)
     most = max(1, MOST_PIECES // max(1, passed)) if pipelined else 1
     latency = max((h.path.latency_s for h in hops), default=0.0)
     busiest = _busiest(hops, seconds)
-    best: tuple[flows.Clock, int] | None = None
-    rounds, worse = 1, 0
-    while True:
+
+    def at(rounds: int) -> tuple[flows.Clock, int]:
         # What is handed on follows a round behind, and as many more as the latency lasts.
         lag = 1 + (min(rounds, math.ceil(latency * rounds / busiest)) if busiest > 0 else 0)
-        clock = flows.run(hops, order, seconds, rounds, lag, topology)
-        if best is None or clock.makespan_s < best[0].makespan_s:
-            best, worse = (clock, rounds), 0
-        else:
-            worse += 1
-        if worse == 2 or rounds >= most or best[0].makespan_s <= bound_s * _ENOUGH:
-            return best
+        return flows.run(hops, order, seconds, rounds, lag, topology), rounds
+
+    best, rounds, worse = at(1), 1, 0
+    while rounds < most and worse < 2 and best[0].makespan_s > bound_s * _ENOUGH:
         rounds = min(most, rounds * 4)
+        found = at(rounds)
+        worse = 0 if found[0].makespan_s < best[0].makespan_s else worse + 1
+        best = best if worse else found
+    if worse:
+        near = [at(n) for n in (best[1] // 2, best[1] * 2) if 1 <= n <= most]
+        best = min([best, *near], key=lambda found: (found[0].makespan_s, found[1]))
+    return best
 
 
 def _busiest(hops: Sequence[Hop], seconds: Sequence[float]) -> float:

@@ -245,6 +245,10 @@ SPEC = {
         errors.TransferNotRunnableError.of(["source", "destination"]),
         ["planned without devices", "on the source and the destination side", "NamedSharding"],
     ),
+    "transfer_processes": (
+        errors.TransferNotRunnableError.of_processes(4),
+        ["devices of other processes", "runs in 4 processes", "from one process"],
+    ),
     "bad_profile": (
         errors.BadProfileError.of("cpu.json", "it was measured on other hardware"),
         ["cpu.json cannot be used: it was measured on other hardware", "parallelizer calibrate"],

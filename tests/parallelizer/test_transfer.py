@@ -7,6 +7,7 @@ import pathlib
 import random
 import re
 import threading
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 import parallelizer as pz
 from cost_model.machine import Dim, Topology
 from cost_model.topology import parse_topology
+from parallelizer import aot
 from parallelizer.errors import (
     TransferInputError,
     TransferMeshError,
@@ -254,6 +256,22 @@ def test_real_meshes_that_cannot_be_planned() -> None:
         pz.plan_transfer(SPEC, source, NamedSharding(mesh([4, 5, 6], (3,)), P("a")))
     with pytest.raises(TransferMeshError, match="2 devices of the destination mesh are not on cpu:6"):
         pz.plan_transfer(SPEC, source, NamedSharding(mesh(range(4, 8), (4,)), P("a")), topology="cpu:6")
+
+
+def test_devices_that_are_not_here_are_named() -> None:
+    far = aot.devices_for("v5e:2x2", "tpu")
+    there = NamedSharding(Mesh(np.array(far[:2]), ("a",)), P("a"))
+    with pytest.raises(TransferMeshError, match="without devices, give mesh sizes"):
+        pz.plan_transfer(SPEC, there, there)
+    with pytest.raises(TransferMeshError, match="not on v5e:2x2"):
+        pz.plan_transfer(SPEC, there, there, "v5e:2x2")
+
+
+def test_devices_of_other_processes_are_refused_at_run() -> None:
+    here = NamedSharding(mesh(range(2), (2,)), P("a"))
+    transfer = replace(pz.plan_transfer(SPEC, here, here), runner=None)  # as planned where a device is not addressable
+    with pytest.raises(TransferNotRunnableError, match="devices of other processes"):
+        transfer.run(jax.device_put(values((8, 6)), here))
 
 
 def test_arrays_other_than_planned_are_refused() -> None:

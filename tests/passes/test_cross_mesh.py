@@ -11,7 +11,18 @@ import pytest
 from cost_model.hardware import chip
 from cost_model.machine import Dim, Topology
 from cost_model.topology import parse_topology
-from passes.cross_mesh import BadCards, BadPlacement, Placement, boxes, flows, lower_bound, order, plan_move, wiring
+from passes.cross_mesh import (
+    BadCards,
+    BadPlacement,
+    Placement,
+    boxes,
+    flows,
+    least_s,
+    lower_bound,
+    order,
+    plan_move,
+    wiring,
+)
 from passes.cross_mesh.balance import balance
 from passes.cross_mesh.plan import STYLES
 from passes.cross_mesh.routes import routes
@@ -69,6 +80,28 @@ def test_the_reference_is_reached(shape, source, destination, grids, best) -> No
 def test_three_spellings_of_one_transfer_cost_the_same() -> None:
     times = [between(CUBE, s, s, TWO).makespan_s for s in ("S0 R R", "R S0 R", "R R S0")]
     assert times[0] == pytest.approx(1.0, rel=1e-4) and times == [times[0]] * 3
+
+
+def test_meshes_that_share_hosts_reach_the_bound_too() -> None:
+    """Random meshes on the same few hosts, which then send and receive, forward and keep."""
+    rng = random.Random(0)
+    cuts = ["R R", "S0 R", "S1 R", "R S0", "S01 R", "S0 S1", "R S01", "R S1"]
+    crossing = 0
+    for _ in range(80):
+        per_host, count = rng.choice([1, 2, 4]), rng.randint(2, 5)
+        sides = []
+        for _ in range(2):
+            mine = rng.sample(range(count), rng.randint(1, count))
+            inside = sorted(rng.sample(range(per_host), rng.choice([n for n in (1, 2, 4) if n <= per_host])))
+            devices = tuple(h * per_host + d for h in mine for d in inside)
+            axes = (("h", len(mine)), ("d", len(inside)))
+            sides.append(Placement(devices, axes, Sharding(tuple(AXES[c] for c in rng.choice(cuts).split()))))
+        move = plan_move((960, 1024), 4, *sides, hosts(count, per_host), per_host)
+        if any(send.network for send in move.sends):
+            crossing += 1
+            assert move.bound.time_s <= move.makespan_s <= move.bound.time_s * 1.005
+            assert least_s((960, 1024), 4, *sides, hosts(count, per_host), per_host) == move.bound.time_s
+    assert crossing > 60
 
 
 MACHINES = (
