@@ -135,17 +135,22 @@ def _forced(found: Found, propagated: Propagated, names: Mapping[int, str]) -> I
         source = str(op.source) if op is not None and op.source is not None else ""
         new = Forced(
             c.kind, c.axes, c.size_bytes, c.count, time_s, names.get(c.value, ""), source,
-            tuple(_because(c, op, propagated, names)),
+            tuple(_because(c, op, found.priced.program.graph, propagated, names)),
         )  # fmt: skip
         key = (c.kind, c.axes, c.size_bytes, c.value, c.op)
         merged[key] = new
     yield from sorted(merged.values(), key=lambda f: -f.time_s)
 
 
-def _because(c: PlannedCollective, op: Op | None, propagated: Propagated, names: Mapping[int, str]) -> Iterator[str]:
+def _because(
+    c: PlannedCollective, op: Op | None, graph: Graph, propagated: Propagated, names: Mapping[int, str]
+) -> Iterator[str]:
     """How the array that moves is cut, and how what its reader makes is cut."""
     yield from _sided(c.value, names.get(c.value, "the array"), propagated, names)
-    for r in op.outputs[:1] if op is not None else ():
+    back = [s for i, s in graph.carried.items() if graph.outputs[i] == c.value] if c.why == "leaves as it came" else []
+    for s in back:
+        yield f"it is the next step's {graph.input_paths[s]}, and leaves this one as that came"
+    for r in op.outputs[:1] if op is not None and not back else ():
         yield from _sided(r, f"the result of {_operation(op)}" if op is not None else "", propagated, names)
 
 
