@@ -33,16 +33,17 @@ def lower_bound(atoms: Sequence[Atom], itemsize: int, wiring: Wiring) -> Bound:
     moving = [a for a in atoms if set(a.needers) - set(a.holders)]
     if not moving:
         return Bound(0.0, "nothing moves")
-    topology = wiring.topology
     found = [*_cards(moving, itemsize, wiring), *_devices(moving, itemsize, wiring)]
     if len({wiring.islands[d] for a in moving for d in (*a.holders, *a.needers)}) == 1:
         found += _cuts(moving, itemsize, wiring)
-    volume = max(found, key=lambda b: b.time_s)
-    across = any({wiring.islands[d] for d in a.needers} - {wiring.islands[d] for d in a.holders} for a in moving)
-    dims = [topology.dims[d] for d in (wiring.slow if across else wiring.fast) if topology.dims[d].size > 1]
-    fixed = topology.chip.collective_launch_s + topology.chip.launch_overhead_s
-    fixed += min((d.latency_s for d in dims), default=0.0)
-    return Bound(volume.time_s + fixed, volume.reason)
+    return max(found, key=lambda b: b.time_s)
+
+
+def _fixed_s(wiring: Wiring, dims: Sequence[int]) -> float:
+    """What even the smallest array takes: launches, and the least latency of any of the dimensions."""
+    topology = wiring.topology
+    latency = min((topology.dims[d].latency_s for d in dims if topology.dims[d].size > 1), default=0.0)
+    return topology.chip.collective_launch_s + topology.chip.launch_overhead_s + latency
 
 
 def _ramped(time_s: float, ramp_s: float) -> float:
@@ -51,6 +52,7 @@ def _ramped(time_s: float, ramp_s: float) -> float:
 
 def _cards(moving: Sequence[Atom], itemsize: int, wiring: Wiring) -> Iterator[Bound]:
     rates, ramp = dict.fromkeys(wiring.cards, wiring.card_rate_bytes_per_s), wiring.network_ramp_s
+    fixed = _fixed_s(wiring, wiring.slow)
     out: dict[tuple[int, ...], float] = {}
     into: dict[int, dict[tuple[int, ...], float]] = {}
     for a in moving:
@@ -66,9 +68,10 @@ def _cards(moving: Sequence[Atom], itemsize: int, wiring: Wiring) -> Iterator[Bo
             mine = tuple(sorted({wiring.cards[d] for d in a.holders}))
             out[mine] = out.get(mine, 0.0) + a.elements * itemsize
     if out:
-        yield Bound(_ramped(_least(out, rates), ramp), "a first copy leaves through the holders' cards")
+        yield Bound(fixed + _ramped(_least(out, rates), ramp), "a first copy leaves through the holders' cards")
     for island, groups in sorted(into.items()):
-        yield Bound(_ramped(_least(groups, rates), ramp), f"node {island} takes in what it lacks through its cards")
+        time_s = fixed + _ramped(_least(groups, rates), ramp)
+        yield Bound(time_s, f"node {island} takes in what it lacks through its cards")
 
 
 def _least(groups: dict[tuple[int, ...], float], rates: Mapping[int, float]) -> float:
@@ -82,6 +85,7 @@ def _devices(moving: Sequence[Atom], itemsize: int, wiring: Wiring) -> Iterator[
     devices = sorted({d for a in moving for d in (*a.holders, *a.needers)})
     rates = {d: wiring.local_rate_bytes_per_s(d) + card for d in devices}
     ramp = min((wiring.topology.dims[d].ramp_s for d in wiring.fast), default=0.0) if len(islands) == 1 else 0.0
+    fixed = _fixed_s(wiring, wiring.fast if len(islands) == 1 else (*wiring.slow, *wiring.fast))
     into: dict[int, float] = {}
     out: dict[tuple[int, ...], float] = {}
     for a in moving:
@@ -89,8 +93,9 @@ def _devices(moving: Sequence[Atom], itemsize: int, wiring: Wiring) -> Iterator[
             into[d] = into.get(d, 0.0) + a.elements * itemsize
         out[a.holders] = out.get(a.holders, 0.0) + a.elements * itemsize
     worst = max(sorted(into), key=lambda d: into[d] / rates[d])
-    yield Bound(_ramped(into[worst] / rates[worst], ramp), f"device {worst} takes in its tile through all its links")
-    yield Bound(_ramped(_least(out, rates), ramp), "a first copy leaves the devices that hold it")
+    time_s = fixed + _ramped(into[worst] / rates[worst], ramp)
+    yield Bound(time_s, f"device {worst} takes in its tile through all its links")
+    yield Bound(fixed + _ramped(_least(out, rates), ramp), "a first copy leaves the devices that hold it")
 
 
 def _cuts(moving: Sequence[Atom], itemsize: int, wiring: Wiring) -> Iterator[Bound]:
@@ -108,8 +113,10 @@ def _cuts(moving: Sequence[Atom], itemsize: int, wiring: Wiring) -> Iterator[Bou
         for side in _sides(dim.size, dim.wrap, few):
             size = sum(b for held, needed, b in blocks if not held & side and needed & side)
             rate = dim.bandwidth_bytes_per_s * lines * (2 if dim.wrap else 1)
-            where = f"positions {min(side)} to {max(side)} of dimension {d}" if side else ""
-            yield Bound(_ramped(size / rate, dim.ramp_s), f"what {where} lack crosses the links (slice {island})")
+            if size:
+                where = f"positions {min(side)} to {max(side)} of dimension {d} of slice {island}"
+                time_s = _fixed_s(wiring, (d,)) + _ramped(size / rate, dim.ramp_s)
+                yield Bound(time_s, f"what {where} lack crosses the links")
 
 
 def _sides(size: int, wrap: bool, few: bool) -> Iterator[frozenset[int]]:

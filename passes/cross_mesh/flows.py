@@ -101,7 +101,7 @@ def run(
     """Send everything in `rounds` pieces: round r of a hop is sent in step r + `lag` * depth.
 
     Each piece costs the chip's launch overhead as well, and the whole transfer starts with one collective's launch.
-    `keep`: list every piece.
+    `keep`: list every piece. Raises ValueError where a card or port hands on what came over links of a torus.
     """
     known: dict[Resource, int] = {}
     ways = [tuple(known.setdefault(r, len(known)) for r in h.path.resources) for h in hops]
@@ -115,7 +115,9 @@ def run(
         hops, ways, [0.0] * count, [0.0] * count, [math.inf] * len(hops), arrived, chip.collective_launch_s,
         chip.launch_overhead_s, keep, [],
     )  # fmt: skip
-    # Links only hand on what came over the network or other links: everything else goes first.
+    if any(h.path.at_once and h.parent >= 0 and not hops[h.parent].path.at_once for h in hops):
+        raise ValueError("a hop through a card or port follows one over links")
+    # So links may wait for cards, and cards never for links: everything else goes first.
     _in_order(state, [t for t in order if hops[t.hop].path.at_once], seconds, rounds, lag)
     _as_they_come(state, [t.hop for t in order if not hops[t.hop].path.at_once], seconds, rounds)
     ends = tuple(max(row) for row in arrived)

@@ -20,11 +20,11 @@ from passes.cross_mesh.wiring import Path, Wiring
 class Style:
     """How blocks travel.
 
-    `once`: over the network once per node, else once per device that needs them. `gather`: devices of a node that share
-    a card take in different parts and exchange them, instead of one taking in everything. `shape` of the way from
-    device to device: "chain" (least volume per sender), "tree" (binary), "star" (least latency). `ways`: parts that
-    take different ways through a torus. `pairs`: each holder serves some of the needers with whole blocks, instead of
-    all of them with its part.
+    `once`: over the network once per node, else once per device that needs them, straight from a holder. `gather`:
+    devices of a node that share a card take in different parts and exchange them, instead of one taking in everything.
+    `shape` of the way from device to device: "chain" (least volume per sender), "tree" (binary), "star" (least
+    latency). `ways`: parts that take different ways through a torus. `pairs`: each holder serves some of the needers
+    with whole blocks, instead of all of them with its part.
     """
 
     once: bool = True
@@ -84,12 +84,12 @@ class _Builder:
         return len(self.hops) - 1
 
     def pass_on(
-        self, atom: int, low: int, high: int, sender: int, others: Sequence[int], parent: int, way: int
+        self, atom: int, low: int, high: int, sender: int, others: Sequence[int], parent: int, way: int, shape: str
     ) -> list[int]:
-        """From the sender to all others in the style's shape; the hops in the order of `others`."""
+        """From the sender to all others in a shape (see `Style`); the hops in the order of `others`."""
         out: list[int] = []
         for k, receiver in enumerate(others):
-            before = {"chain": k - 1, "tree": (k - 1) // 2 if k else -1, "star": -1}[self.style.shape]
+            before = {"chain": k - 1, "tree": (k - 1) // 2 if k else -1, "star": -1}[shape]
             giver, arrived = (others[before], out[before]) if before >= 0 else (sender, parent)
             out.append(self.add(atom, low, high, giver, receiver, arrived, way))
         return out
@@ -241,9 +241,12 @@ def _over_network(
             into = {n: _at(entries[n], start) for n in order}
             entry = [into[n][start % len(into[n])] for n in order]
             for low, high, way in build.ways(start, stop):
-                arrived = build.pass_on(atom, low, high, sender, entry, -1, way)
+                # Single devices get their copies from the holders: a way from one to the next might stay in a node.
+                shape = build.style.shape if build.style.once else "star"
+                arrived = build.pass_on(atom, low, high, sender, entry, -1, way, shape)
                 for n, first, hop in zip(order, entry, arrived, strict=True):
-                    build.pass_on(atom, low, high, first, build.tour(first, needy[n], way), hop, way)
+                    others = build.tour(first, needy[n], way)
+                    build.pass_on(atom, low, high, first, others, hop, way, build.style.shape)
 
 
 def _shared_out(
@@ -286,4 +289,5 @@ def _along(build: _Builder, atom: int, start: int, stop: int, sender: int, neede
     """Rows of an atom from one device to others of its node; every sender begins with another one."""
     first = needers[sender % len(needers)]
     for low, high, way in build.ways(start, stop):
-        build.pass_on(atom, low, high, sender, [first, *build.tour(first, needers, way)], -1, way)
+        others = [first, *build.tour(first, needers, way)]
+        build.pass_on(atom, low, high, sender, others, -1, way, build.style.shape)
