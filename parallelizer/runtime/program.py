@@ -78,8 +78,17 @@ class Program:
         """Run on dynamic arguments. Raises OtherCall when they are not what was planned."""
         if compat.in_explicit_mode():  # where constraints would be assertions: the plan is a program of its own mesh
             with jax.set_mesh(self.mesh):
-                return self._call(args, kwargs)
+                result = self._call(args, kwargs)
+            return self._typed(result)
         return self._call(args, kwargs)
+
+    def _typed(self, result: Any) -> Any:
+        """Results as arrays of the current mesh, whose operations take no others; nothing moves where it is the plan's
+        mesh but for the type of its axes."""
+        current = jax.sharding.get_mesh()
+        if dict(current.shape) != dict(self.mesh.shape):
+            return result
+        return jax.device_put(result, jax.tree.map(lambda s: NamedSharding(current, s.spec), self.out_shardings))
 
     def _call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         if kwargs or self.keywords:
