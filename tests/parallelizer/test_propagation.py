@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from parallelizer.errors import (
     UnknownAxisError,
 )
 
+DOCS = Path(__file__).parents[2] / "docs" / "annotations.md"
 F32 = jnp.float32
 SIZES = {"data": 2, "model": 4}
 SHAPES = (
@@ -254,3 +256,19 @@ def test_the_command_line_propagates(capsys: pytest.CaptureFixture[str]) -> None
     assert "propagated from annotations, not searched" in capsys.readouterr().out
     assert cli.main([*asked[:-1], "propagat"]) == 2
     assert "did you mean mode='propagate'" in capsys.readouterr().err
+
+
+# ---- the user's page ----
+def test_the_page_about_annotations_runs_as_written() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.S)
+    assert len(blocks) == 5
+    space: dict[str, Any] = {"__name__": "docs_annotations"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ReshardWarning)
+        for block in blocks:
+            exec(compile(block, str(DOCS), "exec"), space)
+    assert space["plan"].shardings == {"params/down": P("model"), "params/up": P(None, "model"), "batch": P("data")}
+    assert space["forced"].propagation.forced and "x" in space["ordered"].propagation.ways
+    assert space["flax_plan"].shardings["v/params/Dense_1/kernel/value"] == P("model")
+    assert space["explicit_plan"].outputs[0].spec == P("data", "model")
+    assert all(space[name].audit().ok for name in ("plan", "flax_plan", "explicit_plan"))
