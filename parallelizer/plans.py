@@ -92,7 +92,8 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """A mesh that was searched: its axes, the price of its best layout, the solver's word, and the time it took."""
+    """A mesh that was searched: its axes, the simulated seconds of its best layout (of meshes that could not be the best,
+    the price at which all that can hide is hidden), the solver's word, and the time it took."""
 
     mesh: Mapping[str, int]
     cost_s: float
@@ -113,8 +114,9 @@ class Memory:
 class Plan:
     """Everything that was decided about one function, shapes and topology.
 
-    `bound` is a lower bound on `objective_s`, the linear price (nothing overlapped) that the search minimises on this
-    mesh, and `gap` the share of it by which the plan may be improvable: 0 is proven best. `cost` is the simulated step.
+    `bound` is a lower bound on `objective_s`, the linear price that the search minimises on this mesh (communication
+    counts with the share that is waited for, by its role), and `gap` the share of it by which the plan may be
+    improvable: 0 is proven best. `cost` is the simulated step.
     `options` are the static and donated arguments that the function was traced with, `nnx` whether it takes nnx
     objects, `loops` what loops of unknown length were taken to run, `mode` whether shardings were searched or
     propagated (`propagation` then says how). `live` and `traced` are there when the plan was made in this process; a

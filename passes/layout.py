@@ -9,10 +9,11 @@ from __future__ import annotations
 import heapq
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cost_model.mesh import LogicalMesh
 from cost_model.simulate import Timeline
+from passes.exposure import HOPED, WAITED, Exposure
 from passes.fold import fold
 from passes.footprint import Footprint, footprint
 from passes.grouping import group_values
@@ -24,7 +25,7 @@ from passes.price import Priced
 from passes.program import Program, analyse
 from passes.realize import Realized, realize
 from passes.solve import warm_up
-from passes.timeline import simulate_plan
+from passes.timeline import exposure_of, simulate_plan
 
 
 class MemoryError_(LayoutError):
@@ -41,8 +42,8 @@ class TimeError(LayoutError):
 
 @dataclass(frozen=True)
 class Found:
-    """The best layout on one mesh. `cost_s` is the linear price that was minimised, `bound_s` is below every
-    layout's price."""
+    """The best layout on one mesh. `cost_s` is the linear price that was minimised, in which communication counts with
+    the shares that are waited for (`priced.exposure`); `bound_s` is below every layout's such price."""
 
     priced: Priced
     choice: tuple[int, ...]
@@ -67,7 +68,8 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Looked:
-    """What a mesh was found to cost at best, by the memory model if it was never spelled out."""
+    """What a mesh was found to take at best: simulated seconds per step, or, where it was never spelled out, the price
+    at which what can hide behind computing is hidden."""
 
     mesh: LogicalMesh
     cost_s: float
@@ -77,6 +79,9 @@ class Looked:
 
 # How often the limit of the memory model is lowered because the layout as lowered needs more than the model counts.
 _MOST_TIGHTER = 4
+# Layouts that are spelled out and simulated, the most promising first, and rounds with the shares of the best.
+_MOST_SPELLED_OUT = 6
+_ROUNDS = 3
 # What a folded layout may become cheaper by when its layers may differ: more was not seen.
 _MAY_GAIN = 0.99
 
@@ -125,7 +130,21 @@ def common_program(
     return analyse(graph, group_values(graph, cuts, fixed_in_front(pins), pins if apart else {}))
 
 
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A candidate in the queue. `tried` is how often its memory limit has been lowered, to `limit_bytes`."""
+
+    candidate: Candidate
+    mesh: int
+    limit_bytes: float
+    tried: int = 0
+
+
 class _Search:
+    """All meshes at once. Where machines overlap communication with computing, each is solved as if what can hide did.
+    What costs least is spelled out and simulated; the shares of communication that the best of them really waits for
+    price another round, until nothing improves."""
+
     def __init__(
         self, graph: Graph, meshes: Sequence[LogicalMesh], limit_bytes: int, pins: Mapping[int, Sharding],
         deadline: float, seed: int, apart: bool,
@@ -134,64 +153,134 @@ class _Search:
         program = common_program(graph, meshes, pins, apart)
         folding = fold(program, meshes[0].topology.chip.platform, pins)
         self.searches = [MeshSearch(folding, mesh, pins, seed) for mesh in meshes]
-        self.limits = [float(limit_bytes)] * len(meshes)
+        self.overlaps = meshes[0].topology.chip.overlaps_collectives
         self.spent_s = [0.0] * len(meshes)
         self.looked: dict[int, Looked] = {}
         self.failures: list[LayoutError] = []
+        self.queue: list[tuple[float, int, int, int, _Entry]] = []
+        self.entered = 0
 
     def run(self) -> tuple[Found, tuple[Looked, ...]]:
-        queue: list[tuple[float, int, int, Candidate]] = []
-        for i, search in enumerate(self.searches):
-            left = max(1.0, (self.deadline - time.monotonic()) / (len(self.searches) - i))
-            self.enter(queue, i, time.monotonic() + left, search)
-        tried = [0] * len(self.searches)
-        while queue:
-            _, _, i, candidate = heapq.heappop(queue)
-            if candidate.folded:
-                self.refine(queue, i, candidate)
+        count = len(self.searches)
+        for i in range(count):
+            left = max(1.0, (self.deadline - time.monotonic()) / (count - i))
+            self.enter(i, time.monotonic() + left, HOPED if self.overlaps else WAITED)
+        best: tuple[Found, _Entry] | None = None
+        spelled = 0
+        while self.queue and spelled < _MOST_SPELLED_OUT:
+            price, _, _, _, entry = heapq.heappop(self.queue)
+            if best is not None and (price >= best[0].timeline.step_s or not self.overlaps):
+                break
+            fits = self.fitting(entry)
+            if fits is None:
                 continue
-            found = self.spelled_out(i, candidate)
-            if found.footprint.peak_bytes <= self.limit_bytes:
-                return found, tuple(self.looked[k] for k in sorted(self.looked))
-            tried[i] += 1
-            missing = found.footprint.peak_bytes - self.limit_bytes
-            self.limits[i] -= max(missing, self.limit_bytes * 0.01)
-            if tried[i] < _MOST_TIGHTER:
-                left = max(1.0, self.deadline - time.monotonic())
-                self.enter(queue, i, time.monotonic() + left, self.searches[i])
-            else:
-                self.enter_leanest(queue, i, candidate)
-        memory = [e for e in self.failures if isinstance(e, MemoryError_)]
-        raise min(memory, key=lambda e: e.needed_bytes) if memory else self.failures[0]
+            spelled += 1
+            self.look(*fits)
+            if best is None or fits[0].timeline.step_s < best[0].timeline.step_s * (1 - 1e-9):
+                best = fits
+        if best is None:
+            memory = [e for e in self.failures if isinstance(e, MemoryError_)]
+            raise min(memory, key=lambda e: e.needed_bytes) if memory else self.failures[0]
+        found, entry = self.settled(*best) if self.overlaps else best
+        if entry.candidate.folded:
+            found = self.refined(found, entry)
+        self.look(found, entry)
+        return found, tuple(self.looked[k] for k in sorted(self.looked))
 
-    def enter(
-        self, queue: list[tuple[float, int, int, Candidate]], i: int, deadline: float, search: MeshSearch
-    ) -> None:
-        """Solve on mesh i and put what was found in the queue."""
+    def look(self, found: Found, entry: _Entry) -> None:
+        seconds = self.spent_s[entry.mesh]
+        self.looked[entry.mesh] = Looked(found.mesh, found.timeline.step_s, found.status, seconds)
+
+    def settled(self, best: Found, entry: _Entry) -> tuple[Found, _Entry]:
+        """Priced with the shares that its own simulation shows, until what is found is no faster."""
+        exposure = best.priced.exposure
+        for _ in range(_ROUNDS):
+            _, shares = exposure_of(best.priced, best.realized, exposure)
+            if shares == exposure or time.monotonic() > self.deadline:
+                break
+            exposure = shares
+            by = max(self.deadline, time.monotonic() + 1.0)
+            again = self.solved(entry.mesh, self.limit_bytes, by, exposure)
+            fits = None if again is None or again.candidate.choice is None else self.fitting(again)
+            if fits is None:
+                break
+            faster = fits[0].timeline.step_s < best.timeline.step_s * (1 - 1e-6)
+            if faster or fits[0].choice == best.choice:
+                best, entry = fits  # the same layout, with a price and a bound by its own shares
+            if not faster:
+                break
+        return best, entry
+
+    def refined(self, found: Found, entry: _Entry) -> Found:
+        """Alike layers may differ from here on; kept where that fits and is no slower. The bound holds in any case."""
+        start, search = time.monotonic(), self.searches[entry.mesh]
+        candidate = search.refine(entry.candidate, entry.limit_bytes, max(self.deadline, start + 5.0))
+        self.spent_s[entry.mesh] += time.monotonic() - start
+        if candidate.choice != entry.candidate.choice:
+            apart = self.spelled_out(entry.mesh, replace(entry, candidate=candidate))
+            slower = apart.timeline.step_s > found.timeline.step_s * (1 + 1e-9) if self.overlaps else False
+            if apart.footprint.peak_bytes <= self.limit_bytes and not slower:
+                return apart
+        return replace(found, bound_s=min(candidate.bound_s, found.cost_s), status="feasible")
+
+    def solved(
+        self, i: int, limit: float, deadline: float, exposure: Exposure, again: _Entry | None = None
+    ) -> _Entry | None:
+        """What is best on mesh i; None where a pin allows nothing."""
         start = time.monotonic()
         try:
-            candidate = search.solve(self.limits[i], deadline)
+            before = None if again is None else again.candidate
+            candidate = self.searches[i].solve(limit, deadline, exposure, before)
         except PinError as error:
             self.failures.append(error)
-            return
-        self.spent_s[i] += time.monotonic() - start
-        if candidate.choice is None:
-            self.enter_leanest(queue, i, candidate)
-            return
-        self.put(queue, i, candidate)
+            return None
+        finally:
+            self.spent_s[i] += time.monotonic() - start
+        return _Entry(candidate, i, limit, 0 if again is None else again.tried + 1)
 
-    def refine(self, queue: list[tuple[float, int, int, Candidate]], i: int, candidate: Candidate) -> None:
-        start = time.monotonic()
-        refined = self.searches[i].refine(candidate, self.limits[i], max(self.deadline, start + 5.0))
-        self.spent_s[i] += time.monotonic() - start
-        self.put(queue, i, refined)
+    def enter(self, i: int, deadline: float, exposure: Exposure) -> None:
+        """Solve on mesh i and put what was found in the queue."""
+        entry = self.solved(i, self.limit_bytes, deadline, exposure)
+        if entry is not None and entry.candidate.choice is None:
+            self.enter_leanest(entry)
+        elif entry is not None:
+            self.put(entry)
 
-    def enter_leanest(self, queue: list[tuple[float, int, int, Candidate]], i: int, candidate: Candidate) -> None:
+    def put(self, entry: _Entry) -> None:
+        mesh, price = self.searches[entry.mesh].mesh, entry.candidate.cost_s
+        self.looked[entry.mesh] = Looked(mesh, price, entry.candidate.status, self.spent_s[entry.mesh])
+        self.entered += 1
+        # What is folded may still become cheaper: it is looked at before what costs about the same.
+        price *= _MAY_GAIN if entry.candidate.folded else 1.0
+        heapq.heappush(self.queue, (price, len(mesh.axis_sizes), entry.mesh, self.entered, entry))
+
+    def fitting(self, entry: _Entry) -> tuple[Found, _Entry] | None:
+        """The candidate spelled out, with a lower limit where it does not fit as it is lowered; None where it became
+        another candidate, or nothing."""
+        while True:
+            found = self.spelled_out(entry.mesh, entry)
+            missing = found.footprint.peak_bytes - self.limit_bytes
+            if missing <= 0:
+                return found, entry
+            if entry.tried >= _MOST_TIGHTER:
+                self.enter_leanest(entry)
+                return None
+            limit = entry.limit_bytes - max(missing, self.limit_bytes * 0.01)
+            by = max(self.deadline, time.monotonic() + 1.0)
+            tighter = self.solved(entry.mesh, limit, by, entry.candidate.question.exposure, entry)
+            if tighter is None:
+                return None
+            if tighter.candidate.choice is None:
+                self.enter_leanest(tighter)
+                return None
+            entry = tighter
+
+    def enter_leanest(self, entry: _Entry) -> None:
         """Nothing within the model's limit fits as it is lowered: the layout of the smallest footprint may."""
-        start = time.monotonic()
+        start, i = time.monotonic(), entry.mesh
         best: tuple[Candidate, Found] | None = None
-        for lean in self.searches[i].leanest(candidate, max(1.0, self.deadline - start)):
-            found = self.spelled_out(i, lean)
+        for lean in self.searches[i].leanest(entry.candidate, max(1.0, self.deadline - start)):
+            found = self.spelled_out(i, replace(entry, candidate=lean))
             if best is None or found.footprint.peak_bytes < best[1].footprint.peak_bytes:
                 best = lean, found
         self.spent_s[i] += time.monotonic() - start
@@ -202,19 +291,12 @@ class _Search:
             used = best[1].footprint
             self.failures.append(MemoryError_(used.peak_bytes, self.limit_bytes, mesh, used))
         else:
-            self.put(queue, i, best[0])
+            self.put(_Entry(best[0], i, entry.limit_bytes, _MOST_TIGHTER))
 
-    def put(self, queue: list[tuple[float, int, int, Candidate]], i: int, candidate: Candidate) -> None:
-        mesh = self.searches[i].mesh
-        self.looked[i] = Looked(mesh, candidate.cost_s, candidate.status, self.spent_s[i])
-        # What is folded may still become cheaper: it is looked at before what costs about the same.
-        cost = candidate.cost_s * (_MAY_GAIN if candidate.folded else 1.0)
-        heapq.heappush(queue, (cost, len(mesh.axis_sizes), i, candidate))
-
-    def spelled_out(self, i: int, candidate: Candidate) -> Found:
-        choice = candidate.choice
-        assert choice is not None
-        c, priced = candidate, candidate.question.priced(self.limits[i])
-        realized = realize(priced, choice)
+    def spelled_out(self, i: int, entry: _Entry) -> Found:
+        c = entry.candidate
+        assert c.choice is not None
+        priced = c.question.priced(entry.limit_bytes)
+        realized = realize(priced, c.choice)
         timeline, used = simulate_plan(priced, realized), footprint(priced, realized)
-        return Found(priced, choice, realized, timeline, used, c.cost_s, c.bound_s, c.status, self.spent_s[i])
+        return Found(priced, c.choice, realized, timeline, used, c.cost_s, c.bound_s, c.status, self.spent_s[i])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
+from passes.exposure import role_of
 from passes.groups import Group, Place, Want
 from passes.program import Program
 from passes.strategies import same_choices
@@ -53,7 +54,10 @@ def moved_bytes(program: Program, group: Group) -> dict[tuple[int, ...], float]:
 def group_likeness(program: Program, group: Group) -> Hashable:
     """Equal for groups that have the same strategies at the same price by themselves."""
     values, leader, rule = program.graph.values, group.leader, group.rule
-    root = (values[group.root].size_bytes, latency_share(program, group.root, group)) if group.root >= 0 else ()
+    root: tuple[Hashable, ...] = ()
+    if group.root >= 0:
+        share, role = latency_share(program, group.root, group), role_of(program, group.root, group)
+        root = (values[group.root].size_bytes, share, role)
     runs = (leader.runs, leader.count) if leader is not None else ()
     ends = tuple((f.visit.runs, values[f.result].size_bytes, f.result_dims, f.classes) for f in group.finishes)
     copies = []
@@ -61,7 +65,8 @@ def group_likeness(program: Program, group: Group) -> Hashable:
         place = program.grouping.place(v)
         assert place is not None
         share = latency_share(program, v, group)
-        copies.append((values[v].shape, values[v].itemsize, share, program.runs(v), place.dims))
+        role = role_of(program, v, group)
+        copies.append((values[v].shape, values[v].itemsize, share, role, program.runs(v), place.dims))
     moved = tuple(sorted(moved_bytes(program, group).items()))
     own: tuple[Hashable, ...] = (group.kind, root, runs, ends, tuple(copies), moved, shares(program, group))
     if leader is not None and rule is not None and group.kind == "op":
@@ -80,7 +85,8 @@ def want_likeness(program: Program, want: Want) -> tuple[Hashable, ...]:
     leads = want.visit is not None and consumer.leader is not None and want.visit.op is consumer.leader.op
     sums = consumer.sums and want.role == "operand" and leads
     share = latency_share(program, want.value, group)
-    return v.shape, v.itemsize, share, place.dims, want.slots, want.runs, has_copy, sums
+    role = role_of(program, want.value, group)
+    return v.shape, v.itemsize, share, role, place.dims, want.slots, want.runs, has_copy, sums
 
 
 def _share(size_bytes: int, total_bytes: int) -> float:

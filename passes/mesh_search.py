@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from cost_model.compute import op_time_s
 from cost_model.mesh import LogicalMesh
+from passes.exposure import WAITED, Exposure
 from passes.fold import Folding
 from passes.groups import Group
 from passes.ir import Sharding
@@ -56,20 +57,22 @@ class MeshSearch:
         self.mesh, self.pins, self.seed = mesh, pins, seed
         self.pricer = Pricer(self.program, mesh)
         self.groups = [self.program.grouping.groups[c[0]] for c in folding.classes]
-        self.last: Candidate | None = None  # where a tighter limit begins
+        self._options: list[tuple[Strategy, ...]] | None = None
 
-    def solve(self, limit_bytes: float, deadline: float) -> Candidate:
-        """The best choice within the limit. `deadline` as of `time.monotonic`."""
-        search = self._three_axes if len(self.mesh.axis_sizes) > 2 else self._all_axes
-        self.last = search(limit_bytes, deadline)
-        return self.last
+    def solve(
+        self, limit_bytes: float, deadline: float, exposure: Exposure = WAITED, again: Candidate | None = None
+    ) -> Candidate:
+        """The best choice within the limit. `deadline` as of `time.monotonic`; `again` is what was found with another
+        limit, from where the search goes on."""
+        if len(self.mesh.axis_sizes) > 2:
+            return self._three_axes(limit_bytes, deadline, exposure)
+        if again is not None:
+            return self._asked(again.question, limit_bytes, deadline, again.answer.positions)
+        if self._options is None:
+            self._options = self._pinned(self.all_strategies())
+        return self._ask(self._options, limit_bytes, deadline, exposure)
 
     # ---- up to two axes ----
-    def _all_axes(self, limit: float, deadline: float) -> Candidate:
-        if self.last is not None:
-            return self._asked(self.last.question, limit, deadline, self.last.answer.positions)
-        return self._ask(self._pinned(self.all_strategies()), limit, deadline)
-
     def all_strategies(self) -> list[tuple[Strategy, ...]]:
         """Every class's strategies on the mesh. Several readers of one value may share a copy of it."""
 
@@ -95,13 +98,16 @@ class MeshSearch:
     def _pinned(self, options: Sequence[tuple[Strategy, ...]]) -> list[tuple[Strategy, ...]]:
         return pinned(self.folding, self.mesh, options, self.pins)
 
-    def _ask(self, options: Sequence[tuple[Strategy, ...]], limit: float, deadline: float) -> Candidate:
-        found = self._asked(Question(self.pricer, self.folding, options), limit, deadline)
+    def _ask(
+        self, options: Sequence[tuple[Strategy, ...]], limit: float, deadline: float, exposure: Exposure
+    ) -> Candidate:
+        found = self._asked(Question(self.pricer, self.folding, options, exposure), limit, deadline)
         if found.choice is None and found.status == "infeasible" and found.folded:
             # Layers that must all be alike do not fit; layers that differ may.
             apart = self.folding.unfolded
             spread = [options[k] for k in self.folding.class_of.values()]
-            return self._asked(Question(self.pricer, apart, spread), limit, deadline, found.answer.positions)
+            question = Question(self.pricer, apart, spread, exposure)
+            return self._asked(question, limit, deadline, found.answer.positions)
         return found
 
     def _asked(self, question: Question, limit: float, deadline: float, positions: Sequence[int] = ()) -> Candidate:
@@ -118,8 +124,8 @@ class MeshSearch:
         best = max(bounds, key=lambda one: one.bound_s)
         cost, choice = candidate.cost_s, candidate.choice
         near = nearest(question, best, chosen)
-        again = answer(Question(self.pricer, self.folding.unfolded, near), limit, deadline, self.seed, found.positions)
-        apart = again.solution
+        apart_question = Question(self.pricer, self.folding.unfolded, near, question.exposure)
+        apart = answer(apart_question, limit, deadline, self.seed, found.positions).solution
         if apart.choice is not None and apart.cost < cost:
             full = [question.options[k] for k in self.folding.class_of.values()]
             cost, choice = apart.cost, _in_full(full, near, apart.choice)
@@ -148,7 +154,7 @@ class MeshSearch:
         )
 
     # ---- three and more axes ----
-    def _three_axes(self, limit: float, deadline: float) -> Candidate:
+    def _three_axes(self, limit: float, deadline: float, exposure: Exposure) -> Candidate:
         best: Candidate | None = None
         worst: Candidate | None = None
         nothing: list[Hashable] = [() for _ in self.groups]
@@ -164,7 +170,8 @@ class MeshSearch:
                 options = self._pinned(options)
             except PinError:
                 options = self._pinned(self._with_pinned(options))
-            found = self._ask(options, limit, time.monotonic() + max(1.0, (deadline - time.monotonic()) / 3))
+            by = time.monotonic() + max(1.0, (deadline - time.monotonic()) / 3)
+            found = self._ask(options, limit, by, exposure)
             if found.choice is None:
                 worst = found
                 continue
@@ -204,7 +211,7 @@ class MeshSearch:
                 if key not in known:
                     known[key] = enumerate_moves(group, now, axis, sizes, shares(self.program, group))
                 options.append(known[key])
-            again = self._ask(self._pinned(options), limit, deadline)
+            again = self._ask(self._pinned(options), limit, deadline, found.question.exposure)
             if again.choice is not None and again.cost_s < found.cost_s * (1 - 1e-9):
                 found, quiet = again, 0
             else:

@@ -18,6 +18,7 @@ from cost_model.compute import op_time_s
 from cost_model.mesh import LogicalMesh
 from passes.borders import borders_s
 from passes.coding import AxesNumbers, Coded
+from passes.exposure import WAITED, Exposure, role_of
 from passes.fold import Folding
 from passes.groups import Group, Slot, Want
 from passes.ir import Sharding
@@ -46,7 +47,8 @@ FAMILY = {
 class Priced:
     """What every strategy of every group costs on one mesh, in seconds per step; `order` numbers the groups.
 
-    `memory_limit` in bytes per device, or None where memory was not asked about.
+    `memory_limit` in bytes per device, or None where memory was not asked about. Communication counts with the share
+    that `exposure` says is waited for.
     """
 
     folding: Folding = field(repr=False)
@@ -56,6 +58,7 @@ class Priced:
     compute_s: Mapping[int, np.ndarray]
     communication_s: Mapping[int, np.ndarray]
     memory_limit: float | None
+    exposure: Exposure = WAITED
 
     @property
     def program(self) -> Program:
@@ -88,7 +91,12 @@ class Priced:
     def pair(self, want: Want) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(matrix, row of each strategy of the value's group, column of each of the consumer's)."""
         u = place_of(self.program, want).group
-        return self.pricer.pair_matrix(want, self.strategies[u], self.strategies[want.consumer])
+        matrix, row_of, col_of = self.pricer.pair_matrix(want, self.strategies[u], self.strategies[want.consumer])
+        return (
+            matrix * self.exposure.of(role_of(self.program, want.value, self.program.grouping.groups[u])),
+            row_of,
+            col_of,
+        )
 
 
 class Pricer:
@@ -107,7 +115,7 @@ class Pricer:
         # Layers repeat: equal questions about equal lists of strategies are answered once. The lists are kept alive
         # here, so that an id means one list.
         self._lists: dict[int, Coded] = {}
-        self._nodes: dict[object, tuple[np.ndarray, np.ndarray]] = {}
+        self._nodes: dict[object, tuple[np.ndarray, Mapping[str, np.ndarray]]] = {}
         self._matrices: dict[object, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
 
     # ---- single prices ----
@@ -139,8 +147,8 @@ class Pricer:
         self.coded(strategies)
         return id(strategies)
 
-    def node(self, group: Group, strategies: tuple[Strategy, ...]) -> tuple[np.ndarray, np.ndarray]:
-        """(compute, communication) seconds per strategy; layers that repeat are priced once."""
+    def node(self, group: Group, strategies: tuple[Strategy, ...]) -> tuple[np.ndarray, Mapping[str, np.ndarray]]:
+        """(seconds of computing, seconds of communication by role) per strategy; layers that repeat are priced once."""
         key = (group_likeness(self.program, group), self.known(strategies))
         if key not in self._nodes:
             self._nodes[key] = self.computing(group, strategies), self.communicating(group, strategies)
@@ -154,10 +162,18 @@ class Pricer:
             compute += self.leader(group, strategies)
         return compute
 
-    def communicating(self, group: Group, strategies: tuple[Strategy, ...]) -> np.ndarray:
-        borders = [borders_s(self.graph, group, s, self.sizes, self.collective) for s in strategies]
-        inside = [self.reductions(group, s) + self.finishes(group, s) for s in strategies]
-        return np.add(inside, borders) + self.copies(group, strategies)
+    def communicating(self, group: Group, strategies: tuple[Strategy, ...]) -> Mapping[str, np.ndarray]:
+        waited = [
+            self.finishes(group, s) + borders_s(self.graph, group, s, self.sizes, self.collective) for s in strategies
+        ]
+        out = {"activation": np.array(waited)}
+        sums = np.array([self.reductions(group, s) for s in strategies])
+        if group.root >= 0:
+            role = role_of(self.program, group.root, group)
+            out[role] = out.get(role, 0.0) + sums
+        for role, seconds in self.copies(group, strategies).items():
+            out[role] = out.get(role, 0.0) + seconds
+        return out
 
     def leader(self, group: Group, strategies: tuple[Strategy, ...]) -> np.ndarray:
         visit, rule = group.leader, group.rule
@@ -204,9 +220,10 @@ class Pricer:
                 total += f.visit.runs * self.collective("all_reduce", axes, size)
         return total
 
-    def copies(self, group: Group, strategies: tuple[Strategy, ...]) -> np.ndarray:
-        """Seconds of making the copies that several readers share."""
-        coded, total = self.coded(strategies), np.zeros(len(strategies))
+    def copies(self, group: Group, strategies: tuple[Strategy, ...]) -> Mapping[str, np.ndarray]:
+        """Seconds of making the copies that several readers share, by role."""
+        coded = self.coded(strategies)
+        total: dict[str, np.ndarray] = {}
         if not coded.has_copy.any():
             return total
         for v in shared_members(self.program, group):
@@ -218,7 +235,9 @@ class Pricer:
             seconds = [
                 table.price(self.form(v, s), self.form(v, s, True)) if s.shared is not None else 0.0 for s in some
             ]
-            total += self.program.runs(v) * np.array(seconds)[which] * coded.has_copy
+            role = role_of(self.program, v, group)
+            seconds_each = self.program.runs(v) * np.array(seconds)[which] * coded.has_copy
+            total[role] = total.get(role, 0.0) + seconds_each
         return total
 
     def form(self, value: int, strategy: Strategy, shared: bool = False) -> Dims:

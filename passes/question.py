@@ -13,7 +13,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from passes.exposure import WAITED, Exposure, role_of
 from passes.fold import Folding
+from passes.groups import Want
+from passes.likeness import place_of
 from passes.price import Priced, Pricer
 from passes.solve import Edge, MemoryItem, Problem, Solution, choice_cost, solve
 from passes.strategies import Strategy
@@ -25,19 +28,25 @@ Part = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class Question:
-    """Costs of classes and of their meetings, and bytes over time, for the strategies (per class) in `options`."""
+    """Costs of classes and of their meetings, and bytes over time, for the strategies (per class) in `options`.
 
-    def __init__(self, pricer: Pricer, folding: Folding, options: Sequence[tuple[Strategy, ...]]) -> None:
-        self.pricer, self.folding, self.options = pricer, folding, tuple(options)
+    Communication counts with the share that `exposure` says is waited for.
+    """
+
+    def __init__(
+        self, pricer: Pricer, folding: Folding, options: Sequence[tuple[Strategy, ...]], exposure: Exposure = WAITED
+    ) -> None:
+        self.pricer, self.folding, self.options, self.exposure = pricer, folding, tuple(options), exposure
         self.loose_bytes = folding.occupied.loose_bytes
         groups = folding.program.grouping.groups
         self.compute_s: list[np.ndarray] = []
         self.communication_s: list[np.ndarray] = []
         for k, members in enumerate(folding.classes):
-            compute, communication = pricer.node(groups[members[0]], self.options[k])
+            compute, by_role = pricer.node(groups[members[0]], self.options[k])
+            communication = sum((exposure.of(r) * s for r, s in by_role.items()), np.zeros(len(self.options[k])))
             for w in folding.own[k]:
                 matrix, row_of, col_of = pricer.pair_matrix(w, self.options[k], self.options[k])
-                communication = communication + matrix[row_of, col_of]
+                communication = communication + self.share_of(w) * matrix[row_of, col_of]
             self.compute_s.append(compute)
             self.communication_s.append(communication)
         self.parts = self._parts()
@@ -66,18 +75,25 @@ class Question:
 
     def _parts(self) -> list[Part]:
         """The costs of every kind of meeting: matrix, row of each strategy of u, column of each of v."""
-        known: dict[tuple[tuple[int, bool], ...], Part] = {}
+        known: dict[tuple[tuple[int, bool, float], ...], Part] = {}
         out = []
         for m in self.folding.meetings:
             wants = []
             for w, back in m.wants:
                 source, target = (m.v, m.u) if back else (m.u, m.v)
-                wants.append((self.pricer.pair_matrix(w, self.options[source], self.options[target]), back))
-            key = tuple((id(part), back) for part, back in wants)
+                part = self.pricer.pair_matrix(w, self.options[source], self.options[target])
+                wants.append((part, back, self.share_of(w)))
+            key = tuple((id(part), back, share) for part, back, share in wants)
             if key not in known:
-                known[key] = combined([_turned(part) if back else part for part, back in wants])
+                shared = [((part[0] * share, *part[1:]), back) for part, back, share in wants]
+                known[key] = combined([_turned(part) if back else part for part, back in shared])
             out.append(known[key])
         return out
+
+    def share_of(self, want: Want) -> float:
+        """The share of a want's communication that is waited for."""
+        group = self.folding.program.grouping.groups[place_of(self.folding.program, want).group]
+        return self.exposure.of(role_of(self.folding.program, want.value, group))
 
     def alone_s(self, k: int) -> np.ndarray:
         """Seconds per strategy of one group of class k, whatever the others do."""
@@ -94,6 +110,7 @@ class Question:
             {g: self.compute_s[k] for g, k in class_of.items()},
             {g: self.communication_s[k] for g, k in class_of.items()},
             limit_bytes,
+            self.exposure,
         )
 
     def problem(self, positions: Sequence[int], limit_bytes: float | None) -> Problem:
@@ -215,7 +232,7 @@ def least(
 def whole_problem(priced: Priced) -> Problem:
     """The problem of every group and every position, as one may want to study it."""
     folding = priced.folding.unfolded
-    question = Question(priced.pricer, folding, [priced.strategies[c[0]] for c in folding.classes])
+    question = Question(priced.pricer, folding, [priced.strategies[c[0]] for c in folding.classes], priced.exposure)
     merged: dict[tuple[int, int, int], np.ndarray] = {}
     for item, kind in zip(folding.occupied.items, folding.item_kind.tolist(), strict=True):
         key = (folding.class_of[item.group], item.start, item.end)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cost_model.collectives import communication_streams
 from cost_model.simulate import Task, Timeline, simulate
+from passes.exposure import Exposure, role_of, seen
 from passes.ir import Literal
 from passes.likeness import latency_share
 from passes.price import Priced
@@ -20,11 +21,19 @@ def simulate_plan(priced: Priced, realized: Realized) -> Timeline:
     A loop is one iteration with all durations times the trip count: overlap inside an iteration counts, prefetching
     from the next iteration does not.
     """
-    return simulate(tasks(priced, realized), priced.mesh.topology.chip.overlaps_collectives)
+    return simulate(tasks(priced, realized)[0], priced.mesh.topology.chip.overlaps_collectives)
 
 
-def tasks(priced: Priced, realized: Realized) -> list[Task]:
-    """Compute and communication of one step; a collective holds the links that its axes ride on."""
+def exposure_of(priced: Priced, realized: Realized, before: Exposure) -> tuple[Timeline, Exposure]:
+    """The simulated step, and what share of each role's communication computing waits for in it."""
+    work, roles = tasks(priced, realized)
+    timeline = simulate(work, priced.mesh.topology.chip.overlaps_collectives)
+    return timeline, seen(work, roles, timeline, before)
+
+
+def tasks(priced: Priced, realized: Realized) -> tuple[list[Task], list[str]]:
+    """Compute and communication of one step, and the role of each task ("" for computing); a collective holds the links
+    that its axes ride on."""
     builder = _Builder(priced)
     moves: dict[int, list[PlannedCollective]] = {}
     sums: dict[int, list[PlannedCollective]] = {}
@@ -39,7 +48,7 @@ def tasks(priced: Priced, realized: Realized) -> list[Task]:
             task = builder.communicate(c, (builder.last,) if builder.last >= 0 else ())
             for r in visit.op.outputs:
                 builder.ready[r] = task
-    return builder.tasks
+    return builder.tasks, builder.roles
 
 
 class _Builder:
@@ -47,6 +56,7 @@ class _Builder:
         self.priced = priced
         self.pricer = priced.pricer
         self.tasks: list[Task] = []
+        self.roles: list[str] = []
         self.ready: dict[int, int] = {}  # value -> the collective that completes it
         self.last = -1  # the last compute task
         self.pending: list[int] = []
@@ -68,7 +78,7 @@ class _Builder:
     def compute(self, seconds: float, waits: list[int], name: str) -> None:
         self.pending += waits
         if seconds > 0:
-            self.last = self._add("compute", seconds, tuple(dict.fromkeys(self.pending)), name)
+            self.last = self._add("compute", seconds, tuple(dict.fromkeys(self.pending)), name, "")
             self.pending = []
 
     def move(self, c: PlannedCollective) -> int:
@@ -95,8 +105,14 @@ class _Builder:
             0.0 if small else c.count * c.share * self.pricer.collective(c.kind, c.axes, float(c.size_bytes), share)
         )
         stream, *shares = communication_streams(self.priced.mesh, c.axes)
-        return self._add(stream, seconds, after, c.kind, tuple(shares))
+        role = "activation"
+        if group is not None:
+            role = role_of(self.priced.program, c.value, self.priced.program.grouping.groups[group.group])
+        return self._add(stream, seconds, after, c.kind, role, tuple(shares))
 
-    def _add(self, stream: str, seconds: float, after: tuple[int, ...], name: str, shares: tuple[str, ...] = ()) -> int:
+    def _add(
+        self, stream: str, seconds: float, after: tuple[int, ...], name: str, role: str, shares: tuple[str, ...] = ()
+    ) -> int:
+        self.roles.append(role)
         self.tasks.append(Task(len(self.tasks), stream, seconds, after, name, shares))
         return len(self.tasks) - 1

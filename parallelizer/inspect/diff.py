@@ -70,7 +70,7 @@ def _cost(plan: Plan, other: Plan) -> list[RenderableType]:
         ("computing", plan.cost.compute_s, other.cost.compute_s),
         ("waiting for communication", plan.cost.exposed_communication_s, other.cost.exposed_communication_s),
         ("hidden communication", plan.cost.hidden_communication_s, other.cost.hidden_communication_s),
-        ("price (nothing hidden)", plan.objective_s, other.objective_s),
+        ("price that was minimised", plan.objective_s, other.objective_s),
     )
     for name, before, after in times:
         rows.add_row(name, time_text(before), time_text(after), *_change(before, after))

@@ -254,15 +254,15 @@ def _tried(plan: Plan) -> str:
     rows = []
     for t in sorted(plan.tried, key=lambda t: t.cost_s):
         chosen = dict(t.mesh) == plan.mesh.sizes
-        extra = "chosen" if chosen else change_text(plan.objective_s, t.cost_s)
+        extra = "chosen" if chosen else change_text(plan.cost.step_s, t.cost_s)
         note = "" if t.status == "optimal" else "not searched to the end"
         if chosen:
             note = "; ".join(n for n in (f"bound {time_text(plan.bound)}, gap {percent(plan.gap, 1)}", note) if n)
         rows.append(
             (escape(mesh_text(t.mesh)), time_text(t.cost_s), escape(extra), time_text(t.search_s), escape(note))
         )
-    title = f"searched in {time_text(plan.search_s)}; the price is a step in which no communication is hidden"
-    columns = ("mesh", "price", "against it", "search", "")
+    title = f"searched in {time_text(plan.search_s)}; steps are simulated, or (not the best) priced with all hidden"
+    columns = ("mesh", "step", "against it", "search", "")
     return f"<h3>Meshes tried <small>{escape(title)}</small></h3>" + _table(columns, rows, columns[1:4])
 
 

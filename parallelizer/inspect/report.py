@@ -221,19 +221,19 @@ def why(row: ArgumentRow) -> str:
 
 
 def _search(plan: Plan) -> list[RenderableType]:
-    rows = table("mesh", "price", "against the best", "search", "", right=("price", "against the best", "search"))
+    rows = table("mesh", "step", "against the best", "search", "", right=("step", "against the best", "search"))
     tried = sorted(plan.tried, key=lambda t: t.cost_s)
     for t in tried[:_MESHES]:
         chosen = dict(t.mesh) == plan.mesh.sizes
-        note = f"chosen; no layout below {time_text(plan.bound)}, {certificate(plan)}" if chosen else ""
+        note = f"chosen; {certificate(plan)}" if chosen else ""
         if plan.mode == "propagate":
             note = "the annotations' mesh"
         if t.status != "optimal":
             note = "; ".join(n for n in (note, "not searched to the end") if n)
-        against = "-" if chosen else change_text(plan.objective_s, t.cost_s)
+        against = "-" if chosen else change_text(plan.cost.step_s, t.cost_s)
         rows.add_row(mesh_text(t.mesh), time_text(t.cost_s), against, time_text(t.search_s), note)
     more = [f"... and {len(tried) - _MESHES} dearer ones"] if len(tried) > _MESHES else []
-    title = f"MESHES TRIED in {time_text(plan.search_s)}; the price is a step in which no communication is hidden"
+    title = f"MESHES TRIED in {time_text(plan.search_s)}; steps are simulated, or (not the best) priced with all hidden"
     return [title, rows, *more]
 
 
