@@ -19,7 +19,7 @@ Mask = Callable[[Any], Any] | None
 MATRIX_OPTIMIZERS = ("muon", "shampoo", "soap", "tnt")
 # A side longer than this has no preconditioner, as in distributed Shampoo (Anil et al., arXiv:2002.09018).
 LONGEST_SIDE = 8192
-DAMPING = 0.03  # of a moment that is inverted, in parts of its mean eigenvalue
+DAMPING = 0.1  # of a moment that is inverted, in parts of its mean eigenvalue
 STACKED, EXPERTS, FROM_HEADS = "layers", "experts", "out"
 
 

@@ -1,15 +1,15 @@
 """What blocks of a cut dimension need of each other while an operation runs: borders, turned positions, totals.
 
 Each kind says which messages one device sends when its factor is cut into so many pieces: a list of (kind of
-collective, elements along the dimension), where a permute counts what is sent and an all-gather what has come together.
-They are priced (`passes/borders.py`) and carried out (`parallelizer/neighbours.py`) from this one description.
+collective, elements along the dimension, which of its kind), where a permute counts what is sent and an all-gather what
+has come together. They are priced (`passes/borders.py`) and carried out (`parallelizer/neighbours.py`) from this one description.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-Message = tuple[str, int]
+Message = tuple[str, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Border:
 
     def messages(self, pieces: int, size: int) -> tuple[Message, ...]:
         """Up to two permutes: from the block before, from the block after."""
-        return tuple(("permute", n) for n in self.reach(pieces) if n)
+        return tuple(("permute", n, side) for side, n in enumerate(self.reach(pieces)) if n)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class Turn:
 
     def messages(self, pieces: int, size: int) -> tuple[Message, ...]:
         """Up to two permutes; what stays on its device is not sent."""
-        return tuple(("permute", n) for away, _, n in self.parts(pieces, size) if away)
+        return tuple(("permute", n, k) for k, (away, _, n) in enumerate(self.parts(pieces, size)) if away)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class Totals:
         return True
 
     def messages(self, pieces: int, size: int) -> tuple[Message, ...]:
-        return (("all_gather", pieces),)
+        return (("all_gather", pieces, 0),)
 
 
 Exchange = Border | Turn | Totals

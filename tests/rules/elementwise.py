@@ -131,7 +131,6 @@ EXAMPLES: Mapping[str, tuple[Maker, ...]] = {
     "shift_left": (_whole_numbers(lax.shift_left, 2),),
     "shift_right_arithmetic": (_whole_numbers(lax.shift_right_arithmetic, 2),),
     "shift_right_logical": (_whole_numbers(lax.shift_right_logical, 2),),
-    "mulhi": (_whole_numbers(getattr(lax, "mulhi", lax.mul), 2, dtypes=("uint32",)),),
     "clamp": (_clamp,),
     "complex": (_of(lax.complex, (-2, 2), (-2, 2), dtypes=_F32),),
     "conj": (_complex(jnp.conj),),

@@ -91,7 +91,7 @@ def test_borders_that_drift():
     border = Border("d", 0, 0, -2, 2, 4)
     assert [border.needs(p, 4) for p in range(4)] == [(-2, 1), (-1, 0), (0, -1), (1, -2)]
     assert border.reach(4) == (1, 1) and border.length(4, 5) == 4
-    assert border.messages(4, 20) == (("permute", 1), ("permute", 1))
+    assert border.messages(4, 20) == (("permute", 1, 0), ("permute", 1, 1))
     assert border.fits(4, 20) and not border.fits(3, 20)
     assert not Border("d", 0, 0, 2, 0, 14).fits(2, 16)  # the second block would need 9 elements before its 8
 
@@ -108,8 +108,8 @@ def test_borders_that_drift():
 def test_a_turned_block_is_put_together_from_two(by, parts, sent):
     turn = Turn("d", 0, 0, by)
     assert turn.parts(4, 16) == parts
-    assert [n for _, n in turn.messages(4, 16)] == sent
+    assert [n for _, n, _ in turn.messages(4, 16)] == sent
 
 
 def test_totals_are_one_element_of_every_block():
-    assert Totals("d", 0, 0).messages(8, 64) == (("all_gather", 8),)
+    assert Totals("d", 0, 0).messages(8, 64) == (("all_gather", 8, 0),)

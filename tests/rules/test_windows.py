@@ -48,9 +48,19 @@ def test_a_block_must_hold_the_border_of_its_neighbour():
     assert rule.fits("s0", 3) and not rule.fits("s0", 4) and rule.fits("s0", 1)
 
 
-def test_results_that_do_not_lie_with_their_blocks_stay_whole():
+def test_results_that_lie_nearly_with_their_blocks_have_borders_that_drift():
+    """12 lines of which 10 are left: in two blocks, each of 5 lines made of its own 6 and one of the other's."""
     rule = _rule(_conv((1, 1), "VALID"), (1, 12, 12, 2), (3, 3, 2, 2))
-    assert not any(f.startswith("s") for f in rule.cuttable())
+    assert rule.sizes["s0"] == 2 and rule.fits("s0", 2)
+    (border,) = (h for h in rule.halos if h.factor == "s0")
+    assert [border.needs(p, 2) for p in range(2)] == [(0, 1), (1, 0)] and border.length(2, 6) == 7
+
+
+def test_results_that_do_not_lie_with_their_blocks_stay_whole():
+    """11 lines of 13 cannot be cut alike; 8 of 16 lie too far from where they came from."""
+    for size, kernel in ((13, 3), (16, 9)):
+        rule = _rule(_conv((1, 1), "VALID"), (1, size, size, 2), (kernel, kernel, 2, 2))
+        assert not any(f.startswith("s") for f in rule.cuttable())
 
 
 def test_windows_side_by_side_need_no_neighbour():
