@@ -60,16 +60,26 @@ class Copies:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Runner:
-    """A transfer made ready: programs per device, and the copies in the order of their depth."""
+    """A transfer made ready: programs per device, and the copies in the order of their depth.
+
+    `memory`: per block of the destination, where it is kept in another memory than the device's own; else empty.
+    """
 
     shape: tuple[int, ...]
     destination: NamedSharding
     senders: tuple[Sender, ...]
     receivers: tuple[Receiver, ...]
     copies: tuple[Copies, ...]
+    memory: tuple[SingleDeviceSharding, ...]
 
     def __call__(self, x: Any) -> Any:
         """Move `x`, which lies as planned. Returns at once; nothing is read on the host."""
+        if jax.sharding.get_abstract_mesh().empty:
+            return self._moved(x)
+        with jax.set_mesh(None):  # the programs below are of one device each, whatever mesh the user works in
+            return self._moved(x)
+
+    def _moved(self, x: Any) -> Any:
         arrays: dict[int, Any] = {}
         own: dict[int, Sequence[Any]] = {}
         shards = x.addressable_shards  # in the order of the mesh
@@ -90,6 +100,8 @@ class Runner:
                 arrays[p.send] if p.send >= 0 else own[receiver.device][p.own] for p in receiver.pieces
             ]  # fmt: skip
             blocks.append(parts[0] if receiver.program is None else receiver.program(*parts))
+        if self.memory:
+            blocks = copies_on(blocks, self.memory)
         return jax.make_array_from_single_device_arrays(self.shape, self.destination, blocks)
 
 
@@ -136,7 +148,12 @@ def runner(move: Move, destination: NamedSharding, devices: Mapping[int, Any]) -
         local = tuple(_relative(b, wanted) for b, _ in parts)
         join = None if len(parts) == 1 else joiners.setdefault(local, _joiner(local))
         receivers.append(Receiver(slot.get(device, -1), tuple(p for _, p in parts), join))
-    return Runner(move.shape, destination, tuple(senders), tuple(receivers), _copies(move, depth, devices))
+    memory = []
+    for device in destination.mesh.devices.flat:
+        if destination.memory_kind not in (None, device.default_memory().kind):
+            memory.append(SingleDeviceSharding(device, memory_kind=destination.memory_kind))
+    copies = _copies(move, depth, devices)
+    return Runner(move.shape, destination, tuple(senders), tuple(receivers), copies, tuple(memory))
 
 
 def _copies(move: Move, depth: Sequence[int], devices: Mapping[int, Any]) -> tuple[Copies, ...]:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import parallelizer as pz
@@ -159,6 +159,36 @@ def test_devices_in_another_order_and_equivalent_spellings() -> None:
     check(transfer, jax.device_put(values((8, 2)), other), destination)
     one = NamedSharding(mesh([0], (1,)), P())
     check(pz.plan_transfer(x, one, destination), jnp.asarray(values((8, 2))), destination)  # uncommitted, on device 0
+
+
+@pytest.mark.filterwarnings("ignore:.with mesh:DeprecationWarning")
+def test_whatever_mesh_the_user_works_in() -> None:
+    source, destination = (
+        NamedSharding(mesh(d, (2, 2)), s) for d, s in ((range(4), P("a")), (range(4, 8), P("b", "a")))
+    )
+    x = jax.device_put(values((8, 8)), source)
+    for current in (source.mesh, destination.mesh, mesh(range(8), (8,), "q")):
+        with jax.set_mesh(current):
+            check(pz.plan_transfer(x, source, destination), x, destination)
+        with current:
+            check(pz.plan_transfer(x, source, destination), x, destination)
+
+
+def test_explicit_axes_and_memory_of_the_host() -> None:
+    typed = [
+        jax.make_mesh((4,), "x", axis_types=(AxisType.Explicit,), devices=jax.devices()[k : k + 4]) for k in (0, 4)
+    ]
+    x = jax.device_put(values((8, 8)), NamedSharding(typed[0], P("x")))
+    there = NamedSharding(typed[1], P(None, "x"))
+    moved = pz.plan_transfer(x, x.sharding, there).run(x)
+    assert jax.typeof(moved).sharding.spec == P(None, "x")
+    np.testing.assert_array_equal(np.asarray(moved), values((8, 8)))
+    parked = NamedSharding(mesh([6, 7], (2,)), P("a"), memory_kind="pinned_host")
+    out = pz.plan_transfer(x, x.sharding, parked).run(x)
+    assert out.sharding == parked and out.addressable_shards[0].data.sharding.memory_kind == "pinned_host"
+    back = pz.plan_transfer(out, parked, there).run(out)
+    assert back.sharding == there
+    np.testing.assert_array_equal(np.asarray(back), values((8, 8)))
 
 
 def test_what_is_planned_and_what_is_run_agree() -> None:
