@@ -16,6 +16,8 @@ _PRIMITIVES: Mapping[str, Any] = {
     "add": primitives.add_p,
     "broadcast_in_dim": primitives.broadcast_in_dim_p,
     "convert_element_type": primitives.convert_element_type_p,
+    "dynamic_slice": primitives.dynamic_slice_p,
+    "iota": primitives.iota_p,
     "max": primitives.max_p,
     "min": primitives.min_p,
     "reshape": primitives.reshape_p,
@@ -34,6 +36,7 @@ class _Maker:
 
     def binding(self, primitive: str, params: Mapping[str, Any], near: Any) -> Any:
         given = dict(params)
-        if "new_dtype" in given:
-            given["new_dtype"] = jnp.dtype(given["new_dtype"])
+        for key in ("dtype", "new_dtype"):
+            if key in given:
+                given[key] = jnp.dtype(given[key])
         return replace(near, primitive=_PRIMITIVES[primitive], params=given, context=None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +15,33 @@ from passes.rules import rule_for
 from passes.spans import Maker
 
 _WIDER = {"bfloat16": "float32", "float16": "float32"}
+_INDEX = -1  # among the names of an iteration: the number of the microbatch
+_INDEX_SLICE = (-1, 0)
+
+
+def _scan_index(op: Op) -> tuple[int, dict[str, int]]:
+    n = int(op.params["num_consts"])
+    return n, {"num_consts": n + 1}
+
+
+def _while_index(op: Op) -> tuple[int, dict[str, int]]:
+    n, m = int(op.params["cond_nconsts"]), int(op.params["body_nconsts"])
+    return n + m, {"body_nconsts": m + 1}
+
+
+_INDEX_ENTERS: Mapping[str, Callable[[Op], tuple[int, dict[str, int]]]] = {
+    "scan": _scan_index,
+    "while": _while_index,
+    "cond": lambda op: (len(op.inputs), {}),
+}
+"""Where one more operand that is the same in every iteration enters, and the parameters that count such operands."""
+
+
+def _index_place(op: Op, region: int) -> int | None:
+    """Where it enters a body."""
+    if op.primitive == "while":
+        return int(op.params["body_nconsts"]) if region else None
+    return int(op.params["num_consts"]) if op.primitive == "scan" else len(op.regions[region].inputs)
 
 
 @dataclass(slots=True)
@@ -130,13 +157,59 @@ class LoopWriter:
 
     def _put(self, to: list[Op], op: Op, inputs: Sequence[Operand], names: dict[int, int]) -> None:
         shapes = [self._part(self.graph.values[r].shape, self.found.states.get(r)) for r in op.outputs]
-        regions = tuple(self._region(r, names) for r in op.regions)
+        if op.id in self.found.made_whole:
+            whole = self._again(to, op, inputs, [self.graph.values[r].shape for r in op.outputs])
+            names.update(zip(op.outputs, whole, strict=True))
+            state = self.found.states[op.outputs[0]]
+            assert isinstance(state, Cut)
+            names[op.outputs[0]] = self._picked(to, op, whole[0], state.dim, names[_INDEX])
+            return
+        regions: tuple[Region, ...] = ()
+        indexed = has_control(op) and self._slices_inside(op)
+        if has_control(op):
+            regions = tuple(self._region(r, _index_place(op, k) if indexed else None) for k, r in enumerate(op.regions))
+        if indexed:
+            place, counted = _INDEX_ENTERS[op.primitive](op)
+            inputs = [*inputs[:place], names.get(_INDEX) or self._index(op), *inputs[place:]]
+            op = replace(op, params={**op.params, **counted})
         names.update(zip(op.outputs, self._again(to, op, inputs, shapes, regions), strict=True))
 
-    def _region(self, region: Region, outer: Mapping[int, int]) -> Region:
+    def _slices_inside(self, op: Op) -> bool:
+        """Whether a loop or branch has to know which microbatch it is in."""
+        return any(
+            inner.id in self.found.made_whole or self._slices_inside(inner) for r in op.regions for inner in r.ops
+        )
+
+    def _index(self, near: Op) -> int:
+        """The number of the microbatch."""
+        if _INDEX_SLICE not in self.slices:
+            like = Value(-1, (), "int32", 4)
+            params = {"dtype": "int32", "shape": (self.found.count,), "dimension": 0, "sharding": None}
+            numbers = self.new(self.before, "iota", near, (), (self.found.count,), like, params)
+            self.slices[_INDEX_SLICE] = (numbers, self.numbers.value((), "int32", 4))
+        return self.slices[_INDEX_SLICE][1]
+
+    def _picked(self, to: list[Op], op: Op, whole: int, dim: int, index: int) -> int:
+        """This microbatch's part of an array that was made for the whole batch."""
+        like, m = self.numbers.values[whole], self.found.count
+        parts = (*like.shape[:dim], m, like.shape[dim] // m, *like.shape[dim + 1 :])
+        split = self.new(to, "reshape", op, (whole,), parts, like, _reshaped(parts))
+        one = (*parts[:dim], 1, *parts[dim + 1 :])
+        zero = Literal(np.int32(0), (), "int32", 4)
+        starts = [index if d == dim else zero for d in range(len(parts))]
+        part = self.new(to, "dynamic_slice", op, (split, *starts), one, like, {"slice_sizes": one})
+        shape = (*parts[:dim], *parts[dim + 1 :])
+        return self.new(to, "reshape", op, (part,), shape, like, _reshaped(shape))
+
+    def _region(self, region: Region, place: int | None) -> Region:
+        """A body on the parts of one microbatch; its number enters at `place`."""
         names: dict[int, int] = {}
         for v in region.inputs:
             names[v] = self._like(v, self._part(self.graph.values[v].shape, self.found.states.get(v)))
+        inputs = [names[v] for v in region.inputs]
+        if place is not None:
+            names[_INDEX] = self.numbers.value((), "int32", 4)
+            inputs.insert(place, names[_INDEX])
         ops: list[Op] = []
 
         def named(o: Operand) -> Operand:
@@ -144,8 +217,7 @@ class LoopWriter:
 
         for op in region.ops:
             self._put(ops, op, [named(o) for o in op.inputs], names)
-        inputs = tuple(names[v] for v in region.inputs)
-        return replace(region, inputs=inputs, outputs=tuple(named(o) for o in region.outputs), ops=tuple(ops))
+        return replace(region, inputs=tuple(inputs), outputs=tuple(named(o) for o in region.outputs), ops=tuple(ops))
 
     def _again(
         self, to: list[Op], op: Op, inputs: Sequence[Operand], shapes: Sequence[tuple[int, ...]],

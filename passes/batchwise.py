@@ -70,7 +70,8 @@ class Batchwise:
     """The states of all values of a graph whose inputs `batch` (value -> dimension) are cut into `count` parts.
 
     `demands` are the whole operands of which operations at the top level read the part that belongs to their
-    microbatch: (operation, operand number) -> dimension.
+    microbatch: (operation, operand number) -> dimension. `made_whole` are operations inside loops whose results are
+    made for the whole batch (random bits, counters) and then sliced. `origin` says where a sum over the batch began.
     """
 
     graph: Graph
@@ -79,6 +80,8 @@ class Batchwise:
     demands: dict[tuple[int, int], int] = field(default_factory=dict)
     producer: dict[int, Op] = field(default_factory=dict)
     forced: dict[int, Cut] = field(default_factory=dict)  # inside regions: whole values of which parts are read
+    made_whole: set[int] = field(default_factory=set)
+    origin: dict[int, Op] = field(default_factory=dict)
     strict: bool = True
 
     def run(self, batch: Mapping[int, int]) -> None:
@@ -109,7 +112,7 @@ class Batchwise:
             return
         cut = any(isinstance(s, Cut) for s in states) or forced
         if cut and any(isinstance(s, Part) for s in states):
-            self.refuse("a sum over the batch is combined with single examples inside a loop", op)
+            self.refuse(f"{self._sums(op)} is not complete inside a loop, and single examples read it", op)
         if cut:
             self.cut(op, states, top)
         elif any(isinstance(s, Part) for s in states):
@@ -134,9 +137,12 @@ class Batchwise:
                 factors.setdefault(self._factor(op, rule, rule.operands[i][s.dim]), i)
         for r, dims in zip(op.outputs, rule.results, strict=True):
             if r in self.forced:
-                factors.setdefault(self._factor(op, rule, dims[self.forced[r].dim]), -1)
-                if rule.kind == "free" and op.params.get("dimension", self.forced[r].dim) == self.forced[r].dim:
-                    self.refuse("it is made for the whole batch at once, inside a loop", op)
+                wanted = self.forced[r].dim
+                if rule.kind == "free" and op.params.get("dimension", wanted) == wanted:
+                    self.made_whole.add(op.id)
+                    self.states[r] = Cut(wanted)
+                    return
+                factors.setdefault(self._factor(op, rule, dims[wanted]), -1)
         factors.pop("", None)
         for f in factors:
             self._check(op, rule, f)
@@ -184,6 +190,7 @@ class Batchwise:
 
     def _reduced(self, op: Op, rule: Rule, factors: Mapping[str, int], states: Sequence[State | None]) -> Part:
         (combine,) = {rule.reduced[f] for f in factors if f in rule.reduced}
+        self.origin.update(dict.fromkeys(op.outputs, op))
         if op.primitive.startswith("scatter") and not (self.is_zero(op.inputs[0]) or isinstance(states[0], Part)):
             self.refuse("updates of all examples are added to an array that is not zero", op)
         return Part(combine)
@@ -218,12 +225,21 @@ class Batchwise:
             "each": lambda: True,
         }
         if how not in fine or not fine[how]():
-            self.refuse("a sum over the batch is not finished inside a loop, and this is not linear in it", op)
+            self.refuse(f"{self._sums(op)} is not complete inside a loop, and this is not linear in it", op)
         if how == "each":
             for r, s in zip(op.outputs, states, strict=True):
                 self.states[r] = s if s is not None else SAME
             return
         self.states.update(dict.fromkeys(op.outputs, Part("sum")))
+        known = [self.origin[o] for o in op.inputs if not isinstance(o, Literal) and o in self.origin]
+        self.origin.update(dict.fromkeys(op.outputs, known[0]) if known else {})
+
+    def _sums(self, op: Op) -> str:
+        """The statistic of the batch that an operation reads, with the line that it comes from."""
+        origins = [self.origin[o] for o in op.inputs if not isinstance(o, Literal) and o in self.origin]
+        if not origins:
+            return "a statistic of the whole batch"
+        return f"a statistic of the whole batch ({origins[0].primitive} at {origins[0].source or 'an unknown line'})"
 
     def is_zero(self, operand: Operand) -> bool:
         """Whether the program says that an array is all zeros."""
@@ -342,6 +358,8 @@ class Batchwise:
             ):
                 self.refuse("what a loop hands on is not cut as it came", op)
             self.states[c.result] = before or after or SAME
+            if not isinstance(c.after, Literal) and c.after in self.origin:
+                self.origin[c.result] = self.origin[c.after]
         for (r, front), outs in self._results(ties):
             found = {s for s in map(self.state, outs) if s not in (None, SAME)}
             if len(found) > 1:
@@ -352,3 +370,6 @@ class Batchwise:
             ):
                 self.refuse("branches make different things of the batch", op)
             self.states[r] = Cut(state.dim + front) if isinstance(state, Cut) else state
+            for o in outs:
+                if not isinstance(o, Literal) and o in self.origin:
+                    self.origin[r] = self.origin[o]

@@ -36,7 +36,8 @@ def microbatch(graph: Graph, batch: Mapping[int, int], count: int, maker: Maker,
     """The same program with its batch taken in `count` parts, one after the other.
 
     `batch` maps values among the graph's inputs to the dimension that counts examples. `maker` says how operations that
-    the program does not have are run: reshape, transpose, broadcast_in_dim, convert_element_type, add, max, min, scan.
+    the program does not have are run: add, broadcast_in_dim, convert_element_type, dynamic_slice, iota, max, min,
+    reshape, scan, transpose as JAX has them, element types by name.
     Results are equal but for the order in which sums over the batch are taken; those of bfloat16 and float16 are added
     up in float32. With `recompute`, products of matrices may run once more for a sum over the batch that feeds back.
 
@@ -78,6 +79,7 @@ class _Rewriter:
     ops: list[Op] = field(default_factory=list)
     written: set[int] = field(default_factory=set)  # whole operations that are there already
     heavy: set[int] = field(default_factory=set)  # operations with products of matrices that a loop runs already
+    early: list[int] = field(default_factory=list)  # what the loops so far hand out
 
     def run(self) -> Graph:
         outputs = [o for o in self.graph.outputs if not isinstance(o, Literal)]
@@ -156,10 +158,16 @@ class _Rewriter:
                 self._count(op)
                 loop.write(op)
         self.ops += loop.close(handed)
+        self.early += handed
 
     def _count(self, op: Op) -> None:
         """Refuse to run for every example twice what takes long."""
         if has_control(op) or rule_for(self.graph, op).kind in ("contraction", "window"):
             if op.id in self.heavy and not self.recompute:
-                raise MicrobatchError("a sum over the batch feeds back into its examples: this would run twice", op)
+                raise MicrobatchError(f"{self._feeding()} feeds back into its examples: this would run twice", op)
             self.heavy.add(op.id)
+
+    def _feeding(self) -> str:
+        origins = [self.found.origin[v] for v in self.early if v in self.found.origin]
+        where = f" ({origins[0].primitive} at {origins[0].source or 'an unknown line'})" if origins else ""
+        return f"a statistic of the whole batch{where}"
