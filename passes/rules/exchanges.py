@@ -2,7 +2,8 @@
 
 Each kind says which messages one device sends when its factor is cut into so many pieces: a list of (kind of
 collective, elements along the dimension, which of its kind), where a permute counts what is sent and an all-gather what
-has come together. They are priced (`passes/borders.py`) and carried out (`parallelizer/neighbours.py`) from this one description.
+has come together. They are priced (`passes/borders.py`) and carried out (`parallelizer/neighbours.py`) from this one
+description.
 """
 
 from __future__ import annotations
