@@ -51,7 +51,8 @@ class Product:
 
     `copies`: matrices that exist (experts), of which a token meets `each`. `name` is what `Run.keeps` calls the result.
     `divides`: which side tensor parallelism cuts, "columns" or "depth". `needed`: whether the backward pass reads the
-    result (the last product of a residual branch is not read).
+    result (the last product of a residual branch is not read). `capacity`: places that the experts keep for a token's
+    choice, so that products are batches of one size; 0: as many as come, in grouped products.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Product:
     copies: int = 1
     each: int = 1
     needed: bool = True
+    capacity: float = 0.0
 
     @property
     def weights(self) -> int:
@@ -72,7 +74,7 @@ class Layer:
     """Products of the attention half and of the feed-forward half, and the arrays around them.
 
     `heads` of `score_dim` (queries and keys) and `value_dim`; `hidden` is the width of the gated activations of one
-    token (all experts that it meets).
+    token (all experts that it meets). `window`: positions that a query looks back on, 0: all.
     """
 
     attention: tuple[Product, ...]
@@ -81,6 +83,17 @@ class Layer:
     score_dim: int
     value_dim: int
     hidden: int
+    window: int = 0
+
+    def reach(self, sequence: int) -> float:
+        """Positions that a query attends to, half of the sequence or window on average as published logs count them."""
+        return (min(self.window, sequence) if self.window else sequence) / 2
+
+    def pairs(self, sequence: int) -> float:
+        """Queries with the keys that they attend to, of one sequence and head."""
+        if not self.window or self.window >= sequence:
+            return sequence**2 / 2
+        return self.window * (sequence - self.window / 2)
 
     @property
     def products(self) -> tuple[Product, ...]:
@@ -113,13 +126,16 @@ class Decoder:
     def parameters(self) -> int:
         return sum(layer.weights * n for layer, n in self.layers) + 2 * self.vocab * self.embed
 
-    def step_flop(self, tokens: int, sequence: int, causal: bool) -> float:
+    def step_flop(self, tokens: float, sequence: int, causal: bool) -> float:
         """FLOP of a step as they are published: forward and backward, nothing recomputed.
 
         `causal` counts half of the attention scores, else all of them, as older tables do.
         """
         products = 2 * self.vocab * self.embed + sum(n * layer.flop_per_token for layer, n in self.layers)
-        scores = sum(2 * n * layer.heads * (layer.score_dim + layer.value_dim) * sequence for layer, n in self.layers)
+        scores = sum(
+            4 * n * layer.heads * (layer.score_dim + layer.value_dim) * layer.reach(sequence)
+            for layer, n in self.layers
+        )
         return 3.0 * tokens * (products + scores * (0.5 if causal else 1.0))
 
 
@@ -148,11 +164,13 @@ class Run:
     `keeps` names results of products (or "context", the attention's output) that stay in memory, `offloads` those, and
     "input" (the layer's), that wait on the host; everything else is recomputed. `bucket_bytes`: gradients of data
     parallelism are all-reduced when so many have come together. `fused_backward`: attention's gradients in one kernel.
+    `dtype`: of the products with weights (numpy name); casts are taken to ride on what makes the operands. A `batch`
+    below 1 is a sequence cut over devices, each with its part of the queries.
     """
 
     model: Decoder
     topology: Topology
-    batch: int
+    batch: float
     sequence: int
     keeps: tuple[str, ...] = ()
     offloads: tuple[str, ...] = ()
@@ -160,9 +178,10 @@ class Run:
     data: int = 1
     bucket_bytes: float = 0.0
     fused_backward: bool = True
+    dtype: str = "bfloat16"
 
     @property
-    def tokens(self) -> int:
+    def tokens(self) -> float:
         """Of one device."""
         return self.batch * self.sequence
 
@@ -182,7 +201,7 @@ def layer_seconds(run: Run, layer: Layer) -> tuple[float, float, float, float]:
     """Seconds of computing: (attention half, feed half) forward, then backward with what is recomputed."""
     chip, tokens = run.topology.chip, run.tokens
     kept = {*run.keeps, *run.offloads}
-    pairs = run.batch * run.sequence**2 / 2 * layer.heads
+    pairs = run.batch * layer.pairs(run.sequence) * layer.heads
     wide, hidden = tokens * layer.attention[0].depth * HALF, tokens * layer.hidden * HALF
     turned = 2 * tokens * layer.heads * layer.score_dim * HALF * 2  # rotary positions of queries and keys
     routing = 2 * tokens * layer.attention[0].depth * layer.routed * HALF
@@ -196,7 +215,11 @@ def layer_seconds(run: Run, layer: Layer) -> tuple[float, float, float, float]:
         return products([p for p in of if p.needed and p.name not in kept], 1)
 
     def moved(times: int) -> float:
-        """Tokens brought to their experts and back: reads at computed positions."""
+        """Tokens brought to their experts and back: reads at computed positions, or products with masks."""
+        places = run.sequence * max((p.each * p.capacity for p in layer.feed), default=0.0)
+        if places:
+            each = 2.0 * tokens * places * layer.attention[0].depth
+            return times * 2 * op_time_s(chip, each, 0.0, "bfloat16", "contraction")
         return times * _stream_s(chip, 2 * routing, "gather")
 
     first = products(layer.attention, 1) + attend(_FORWARD_PRODUCTS) + stream(_WIDE_FORWARD / 2 * wide + turned)
@@ -235,11 +258,12 @@ def _product_s(chip: Chip, run: Run, p: Product) -> float:
     """One product forward; the gradients of its operands take as long each."""
     depth = p.depth // (run.tensor if p.divides == "depth" else 1)
     columns = p.columns // (run.tensor if p.divides == "columns" else 1)
-    rows = run.tokens * run.tensor * p.each / p.copies + (_GROUP_TILE if p.copies > 1 else 0)
+    grouped = p.copies > 1 and not p.capacity
+    rows = run.tokens * run.tensor * p.each * (p.capacity or 1.0) / p.copies + (_GROUP_TILE if grouped else 0)
     flop = 2.0 * rows * depth * columns * p.copies
     moved = HALF * p.copies * (rows * depth + depth * columns + rows * columns)
-    kind = "ragged" if p.copies > 1 else "contraction"
-    return float(op_time_s(chip, flop, moved, "bfloat16", kind, (rows, columns, depth)))
+    kind = "ragged" if grouped else "contraction"
+    return float(op_time_s(chip, flop, moved, run.dtype, kind, (rows, columns, depth)))
 
 
 def _stream_s(chip: Chip, size_bytes: float, kind: str = "elementwise") -> float:
