@@ -100,7 +100,8 @@ def make_plan(
     if annotations == "keep":
         noted = read_annotations(graph, traced.given, traced.types)
         pinned = with_annotations(pinned, noted, graph)
-        mesh = mesh_of(noted, mesh, topology.name, topology.num_devices) or mesh_inside(graph, topology.num_devices)
+        mesh = mesh_of(noted, mesh, topology.name, topology.num_devices)
+        mesh = mesh if mesh is not None else mesh_inside(graph, topology.num_devices)
     placed = None if layout is None else hand_layout(layout, graph, topology, mesh)
     if placed is not None:  # what the user pins goes before what the layout says
         mesh, pinned = placed.mesh, {**placed.pins, **pinned}

@@ -92,8 +92,8 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """A mesh that was searched: its axes, the simulated seconds of its best layout (of meshes that could not be the best,
-    the price at which all that can hide is hidden), the solver's word, and the time it took."""
+    """A mesh that was searched: its axes, the simulated seconds of its best layout (of meshes that could not be the
+    best, the price at which all that can hide is hidden), the solver's word, and the time it took."""
 
     mesh: Mapping[str, int]
     cost_s: float

@@ -225,7 +225,7 @@ def _search(plan: Plan) -> list[RenderableType]:
     tried = sorted(plan.tried, key=lambda t: t.cost_s)
     for t in tried[:_MESHES]:
         chosen = dict(t.mesh) == plan.mesh.sizes
-        note = f"chosen; {certificate(plan)}" if chosen else ""
+        note = f"chosen; no layout below {time_text(plan.bound)}, {certificate(plan)}" if chosen else ""
         if plan.mode == "propagate":
             note = "the annotations' mesh"
         if t.status != "optimal":

@@ -77,7 +77,7 @@ def test_what_is_odd_is_said(plan: Plan) -> None:
         gap=0.04,
         unknown=(("mystery", 3, "/far/away/model.py:7 (f)"),),
         pins={"params/*/kernel": "[x, -]"},
-        tried=(*plan.tried, Tried({"x": 4, "y": 2}, plan.objective_s * 1.5, "feasible", 2.0)),
+        tried=(*plan.tried, Tried({"x": 4, "y": 2}, plan.cost.step_s * 1.5, "feasible", 2.0)),
     )
     text = report.summary(odd)
     assert "at most 4 % could still be gained on this mesh (gap 4 %)" in text
