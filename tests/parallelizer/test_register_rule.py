@@ -249,6 +249,17 @@ def test_a_users_own_shard_map_is_cut_by_its_specs_where_the_mesh_has_its_axes(a
     assert plan.audit().ok
 
 
+def test_the_summary_names_and_counts_what_has_no_rule_with_its_line_and_the_way_out():
+    def step(x):
+        return SOFTMAX.bind(SOFTMAX.bind(x)) + 1
+
+    text = pz.plan(step, _normal(8, 8), mesh=LINE).summary()
+    row = next(line for line in text.splitlines() if "t_softmax" in line)
+    line = step.__code__.co_firstlineno + 1
+    assert re.search(rf"t_softmax\s+2\s+.*test_register_rule\.py:{line} \(step\)", row)
+    assert "WITHOUT A RULE" in text and "pz.register_rule (docs/rules.md)" in text
+
+
 def test_strict_refuses_what_has_no_rule_and_whole_is_a_rule(register):
     def step(x):
         return SOFTMAX.bind(x)
