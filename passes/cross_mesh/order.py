@@ -14,7 +14,7 @@ from passes.cross_mesh.routes import Hop
 from passes.cross_mesh.wiring import Resource
 
 MOST_PAIRS = 2000
-"""Above that many pairs of senders and receivers, pairings are shifts (receiver - sender) instead of matchings."""
+"""Above that many pairs of senders and receivers, everybody goes round in a circle instead of by matchings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,10 @@ def _windows(
     """(slot, pair, from, to): in which slots a pair is busy, and which of its seconds it works off there."""
     weight = {pair: sum(seconds[i] for i in mine) for pair, mine in pairs.items()}
     if len(pairs) > MOST_PAIRS:
-        shifted = sorted(pairs, key=lambda p: (p[1][1] - p[0][1], p))
+        givers = {r: i for i, r in enumerate(sorted({a for a, _ in pairs}))}
+        takers = {r: i for i, r in enumerate(sorted({b for _, b in pairs}))}
+        turn = max(len(givers), len(takers))
+        shifted = sorted(pairs, key=lambda p: ((takers[p[1]] - givers[p[0]]) % turn, p))
         return [(k, pair, 0.0, weight[pair]) for k, pair in enumerate(shifted)]
     done = dict.fromkeys(pairs, 0.0)
     out = []

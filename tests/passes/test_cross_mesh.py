@@ -285,6 +285,13 @@ def test_matchings_take_as_long_as_the_busiest_node() -> None:
         assert all(done[e] >= w * (1 - 1e-6) for e, w in weight.items())
 
 
+def test_very_many_pairs_take_turns_in_a_circle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too many for matchings: everybody sends to everybody, and nobody waits for a receiver."""
+    monkeypatch.setattr(order, "MOST_PAIRS", 10)
+    assert between((1024, 1024), "S0 R", "R S0", ((8, 1), (8, 1))).ratio <= 1.005
+    assert between((1024, 1024), "S0 R", "R S0", ((8, 1), (4, 1))).ratio <= 1.3
+
+
 def least_steps(blocks: list[tuple[frozenset[int], frozenset[int]]], everyone: int) -> int:
     """Brute force over all schedules of whole blocks of equal size: a host sends one and receives one in each step."""
     start = tuple(held for held, _ in blocks)
