@@ -188,6 +188,8 @@ class Pricer:
             if rule.kind == "indexing" and o in op.inputs and o == op.inputs[0]:
                 size = min(size, self.graph.values[op.outputs[0]].size_bytes)  # only the rows that are picked are read
             moved += size / self.cuts(strategies, tuple(dim[0] if dim else None for dim in dims))
+        if rule.copied:
+            moved *= np.where(self.cuts(strategies, tuple(rule.copied)) > 1, 3.0, 1.0)
         dtype = self.graph.value_of(op.inputs[0]).dtype if op.inputs else "float32"
         return visit.runs * np.asarray(op_time_s(self.chip, flop, moved, dtype, FAMILY[rule.kind]))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from passes.rules.notation import DimFactors, Rule, rule_of
@@ -74,7 +75,7 @@ def ragged_dot_general(view: View) -> Rule:
     kind = [f for f in left.values() if f[0] == ragged[0]]
     prefix = [f for f in left.values() if f[0] == "b" and ragged[0] != "b"] + kind[: kind.index(ragged)]
     counts = tuple((f,) for f in prefix[: len(view.operands[2]) - 1])
-    return rule_of(
+    found = rule_of(
         (_dims(left, lhs), _dims(right, rhs), (*counts, ()), *(tuple(() for _ in s) for s in view.operands[3:])),
         (tuple((f,) for f in result),),
         sizes,
@@ -83,6 +84,7 @@ def ragged_dot_general(view: View) -> Rule:
         flop=flop,
         kind="contraction",
     )
+    return replace(found, copied=frozenset(groups))  # a device's groups have their rows turned to the front, and back
 
 
 def _dims(names: _Names, shape: tuple[int, ...]) -> tuple[DimFactors, ...]:

@@ -45,7 +45,8 @@ class Rule:
     any sharding) | "opaque" (unknown: everything whole).
     halos: what blocks need of each other when a factor is cut. mesh: the axes that the operation is written for, in
     order, with their sizes. On such a mesh each factor is cut as `exact` says, on another one everything is whole. own:
-    the collectives that the operation contains.
+    the collectives that the operation contains. copied: factors that, once cut, make a device write its blocks anew
+    around the operation (rows that are brought to the front): read, written and read again.
     """
 
     operands: tuple[tuple[DimFactors, ...], ...]
@@ -60,6 +61,7 @@ class Rule:
     mesh: tuple[tuple[str, int], ...] = ()
     exact: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     own: tuple[Own, ...] = ()
+    copied: frozenset[str] = frozenset()
 
     @property
     def local(self) -> bool:

@@ -134,3 +134,18 @@ def test_flop_of_a_product_are_xlas(m, k, n):
     op = next(op for op in graph.ops if op.primitive == "dot_general")
     counted = jax.jit(fn).lower(*args).compile().cost_analysis()["flops"]
     assert rule_for(graph, op).flop == counted
+
+
+def test_groups_that_are_cut_have_their_rows_brought_to_the_front():
+    """The price counts the blocks once more written and read, for what devices do not have from the beginning."""
+
+    def products(rows, kernels, counts):
+        return jax.lax.ragged_dot(rows, kernels, counts)
+
+    args = jnp.ones((16, 8)), jnp.ones((4, 8, 6)), jnp.full(4, 4, jnp.int32)
+    graph = trace(products, args).graph
+    rule = rule_for(graph, graph.ops[-1])
+    (group,) = rule.copied
+    assert rule.sizes[group] == 4 and group in rule.cuttable()
+    graph = trace(lambda x, y: x @ y, args[:1] + (jnp.ones((8, 6)),)).graph
+    assert not rule_for(graph, graph.ops[-1]).copied
