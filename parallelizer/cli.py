@@ -131,9 +131,10 @@ def _plan(options: argparse.Namespace) -> Any:
         topology=f"{options.topology}@{options.profile}" if options.profile else options.topology,
         mesh=options.mesh,
         memory_bytes=options.memory_bytes,
-        pins=dict(options.pin) or None,
+        pins=dict(options.pin) | ({"dims": options.dims} if options.dims else {}) or None,
         strict=options.strict,
         mode=options.mode,
+        layout=options.layout,
         donate_argnums=target.donate_argnums,
     )
 
@@ -160,6 +161,23 @@ def _mesh(text: str) -> dict[str, int]:
             raise argparse.ArgumentTypeError(f"{text!r} is not a mesh; write each axis once, as in x=8,y=64")
         mesh[match.group(1)] = int(match.group(2))
     return mesh
+
+
+def _axes_by_dim(text: str) -> dict[str, Any]:
+    """ "batch=data,mlp=x*y,embed=-" -> {"batch": "data", "mlp": ("x", "y"), "embed": None}."""
+    found: dict[str, Any] = {}
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*([A-Za-z_]\w*)\s*=\s*(-|[A-Za-z_]\w*(?:\s*\*\s*[A-Za-z_]\w*)*)\s*", part)
+        if match is None or match.group(1) in found:
+            raise argparse.ArgumentTypeError(f"{text!r}: write each dimension once, as in batch=data,mlp=x*y")
+        axes = tuple(a.strip() for a in match.group(2).split("*"))
+        found[match.group(1)] = None if axes == ("-",) else axes[0] if len(axes) == 1 else axes
+    return found
+
+
+def _layout(text: str) -> str | dict[str, Any]:
+    """A layout's name, or rules by dimension."""
+    return _axes_by_dim(text) if "=" in text else text
 
 
 def _bytes(text: str) -> int:
@@ -247,5 +265,9 @@ def _add_planning(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--mode", default="search", help="search (default), or propagate: complete pins and annotations, no search"
+    )
+    parser.add_argument("--dims", type=_axes_by_dim, metavar="NAME=AXIS,...", help="pin dimensions: batch=x,mlp=y")
+    parser.add_argument(
+        "--layout", type=_layout, help="a hand-written layout: fsdp, megatron, ..., or rules: batch=data,mlp=tensor"
     )
     parser.add_argument("--strict", action="store_true", help="refuse operations without a sharding rule")

@@ -109,11 +109,22 @@ def test_mesh_pins_and_sizes_are_read() -> None:
     ("read", "text"),
     [(cli._mesh, t) for t in ("x", "x=0", "x=2,x=4", "2=x", "")]
     + [(cli._bytes, t) for t in ("much", "0", "1.2.3", "")]
-    + [(cli._pin, t) for t in ("w", "=x", "w=", "w=x,", "w=1")],
+    + [(cli._pin, t) for t in ("w", "=x", "w=", "w=x,", "w=1")]
+    + [(cli._axes_by_dim, t) for t in ("", "batch", "batch=", "batch=1", "batch=x*", "batch=x,batch=y")],
 )
 def test_malformed_options_say_how_to_write_them(read: Any, text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="write"):
         read(text)
+
+
+def test_layouts_are_names_or_rules_by_dimension(planned: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli._layout("fsdp_tensor") == "fsdp_tensor"
+    assert cli._layout("batch=data, mlp=x * y,embed=-") == {"batch": "data", "mlp": ("x", "y"), "embed": None}
+    rest = ["--dims", "batch=x", "--layout", "batch=data,heads=tensor", "--pin", "batch=x"]
+    assert cli.main(["plan", "gpt-toy", "--topology", "cpu:8", *rest]) == 0
+    assert planned.kwargs["layout"] == {"batch": "data", "heads": "tensor"}
+    assert planned.kwargs["pins"] == {"batch": P("x"), "dims": {"batch": "x"}}
+    assert capsys.readouterr().out.splitlines() == ["the summary"]
 
 
 def test_plan_hands_everything_to_the_api(planned: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,6 +142,8 @@ def test_plan_hands_everything_to_the_api(planned: SimpleNamespace, capsys: pyte
         "memory_bytes": 80_000_000_000,
         "pins": {"batch": P("x"), "state/*": P(None, "y")},
         "strict": True,
+        "mode": "search",
+        "layout": None,
         "donate_argnums": (0,),
     }
     assert planned.plan.calls == [("save", "p.json"), ("code", "p.py"), ("html", "p.html")]
