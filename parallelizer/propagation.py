@@ -90,8 +90,8 @@ def told(graph: Graph, found: Found, propagated: Propagated, names: Mapping[int,
 
 def ways_of(propagated: Propagated, value: int, names: Mapping[int, str]) -> Iterator[str]:
     """One sentence per axis that cuts a value: where it comes from."""
-    sharding = propagated.values[value]
-    for dim, axes in enumerate(sharding.dims):
+    sharding = propagated.values.get(value)
+    for dim, axes in enumerate(sharding.dims if sharding is not None else ()):
         for axis in axes:
             hops, seed = propagated.way(value, dim, axis)
             said = f"dimension {dim} over {axis}: " + (seed.where if seed is not None else "said by nobody")

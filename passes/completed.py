@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from passes.groups import Group, Place
 from passes.ir import OPEN, Dims, Graph, Sharding
 from passes.program import Program
-from passes.strategies import enumerate_strategies, same_choices
+from passes.strategies import enumerate_as, enumerate_strategies, same_choices
 
 _Wanted = Mapping[tuple[tuple[int, ...], Dims], int]  # (classes per dimension, axes per dimension) -> bytes
 
@@ -44,10 +44,14 @@ def completing(
         wanted = _wanted(program, group, completed)
         if not wanted:
             continue
-        key = same_choices(group)
-        if key not in known:
-            known[key] = tuple(dict.fromkeys(s.classes for s in enumerate_strategies(group, sizes, False)))
-        options = [c for c in known[key] if all(_keeps(c, place, pin) for place, pin in held.get(g, ()))]
+        exact, stays = _exact(wanted, len(group.limits)), held.get(g, ())
+        if exact is not None and _all_keep(exact, stays) and enumerate_as(group, sizes, False, exact):
+            options = [exact]
+        else:
+            key = same_choices(group)
+            if key not in known:
+                known[key] = tuple(dict.fromkeys(s.classes for s in enumerate_strategies(group, sizes, False)))
+            options = [c for c in known[key] if _all_keep(c, stays)]
         if options:
             best = max(options, key=lambda c: _score(c, wanted))
             out.update(_pins(program, group, best, completed))
@@ -71,6 +75,17 @@ def _wanted(program: Program, group: Group, completed: Mapping[int, Sharding]) -
     return out
 
 
+def _exact(wanted: _Wanted, count: int) -> Dims | None:
+    """The axes of every class where all members want the same of them and nothing where they are whole."""
+    found: dict[int, tuple[str, ...]] = {}
+    for places, dims in wanted:
+        for c, axes in zip(places, dims, strict=True):
+            if (c < 0 and axes) or axes == OPEN or found.setdefault(c, axes) != axes:
+                return None
+    found.pop(-1, None)
+    return tuple(found[c] for c in range(count)) if len(found) == count else None
+
+
 def _score(classes: Dims, wanted: _Wanted) -> tuple[int, int, int]:
     """Bytes cut exactly as wanted; bytes times dimensions; and, all else equal, fewer axes."""
     exact = close = 0
@@ -85,8 +100,11 @@ def _form(classes: Dims, places: Iterable[int]) -> Dims:
     return tuple(classes[c] if c >= 0 else () for c in places)
 
 
-def _keeps(classes: Dims, place: Place, pin: Sharding) -> bool:
-    return all(want in (OPEN, on) for want, on in zip(pin.dims, _form(classes, place.dims), strict=True))
+def _all_keep(classes: Dims, pins: Iterable[tuple[Place, Sharding]]) -> bool:
+    """Whether values at these places are cut as their pins say."""
+    return all(
+        want in (OPEN, on) for place, pin in pins for want, on in zip(pin.dims, _form(classes, place.dims), strict=True)
+    )
 
 
 def _pins(

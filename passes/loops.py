@@ -74,6 +74,8 @@ def _slice_state(builder: Builder, visit: Visit, operand: int, inside: int) -> S
         if builder.useful(group.limits[state.dims[0]]) and not (shape and _stays_whole(builder, group)):
             return _brought(builder, visit, operand, inside)
         group.limits[state.dims[0]] = 1
+    if shape and not builder.held.allows(inside, Place(state.group, state.dims[1:])):
+        return _brought(builder, visit, operand, inside)
     return builder.join(inside, Place(state.group, state.dims[1:])) if shape else SCALAR
 
 
@@ -120,7 +122,7 @@ def _results(builder: Builder, visit: Visit, control: Control) -> None:
             builder.states[carry.result] = state
     for out, result in control.stacks:
         state = builder.state(out)
-        if isinstance(state, Place):
+        if isinstance(state, Place) and builder.held.allows(result, Place(state.group, (-1, *state.dims))):
             builder.join(result, Place(state.group, (-1, *state.dims)))
         else:
             place = builder.plain_group("made", result, visit, whole=frozenset({0}))
@@ -138,7 +140,8 @@ def _merge(builder: Builder, visit: Visit, outs: tuple[Operand, ...], result: in
         return
     states = [builder.state(o) for o in outs]
     places = list(dict.fromkeys(s for s in states if isinstance(s, Place)))
-    if len(places) == 1 and all(isinstance(s, Place) or s is FREE for s in states):
+    alike = len(places) == 1 and all(isinstance(s, Place) or s is FREE for s in states)
+    if alike and builder.held.allows(result, places[0]):
         builder.join(result, places[0])
         return
     place = builder.plain_group("made", result, visit)

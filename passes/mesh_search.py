@@ -18,7 +18,7 @@ from cost_model.mesh import LogicalMesh
 from passes.exposure import WAITED, Exposure
 from passes.fold import Folding
 from passes.groups import Group
-from passes.ir import Sharding
+from passes.ir import OPEN, Sharding
 from passes.lifted import lifted, nearest
 from passes.likeness import shares
 from passes.pinning import PinError, pinned
@@ -26,7 +26,14 @@ from passes.price import Pricer
 from passes.program import Program
 from passes.question import Answer, Question, answer, least
 from passes.solve import solve
-from passes.strategies import Strategy, enumerate_moves, enumerate_strategies, enumerate_tied, same_choices
+from passes.strategies import (
+    Strategy,
+    enumerate_as,
+    enumerate_moves,
+    enumerate_strategies,
+    enumerate_tied,
+    same_choices,
+)
 
 # How far above the least peak of the memory model leanest layouts are looked for: right at it, nothing else counts.
 _ABOVE_LEAST = (1.0, 1.02, 1.05, 1.1, 1.2, 1.4)
@@ -64,13 +71,38 @@ class MeshSearch:
     ) -> Candidate:
         """The best choice within the limit. `deadline` as of `time.monotonic`; `again` is what was found with another
         limit, from where the search goes on."""
-        if len(self.mesh.axis_sizes) > 2:
+        held = self._held() if len(self.mesh.axis_sizes) > 2 else None
+        if len(self.mesh.axis_sizes) > 2 and held is None:
             return self._three_axes(limit_bytes, deadline, exposure)
         if again is not None:
             return self._asked(again.question, limit_bytes, deadline, again.answer.positions)
         if self._options is None:
-            self._options = self._pinned(self.all_strategies())
+            self._options = self._pinned(self.all_strategies() if held is None else self._as_held(held))
         return self._ask(self._options, limit_bytes, deadline, exposure)
+
+    # ---- everything pinned ----
+    def _held(self) -> dict[int, tuple[tuple[str, ...], ...]] | None:
+        """By group the axes of its classes, where pins give them for every operation; None where they do not."""
+        said: dict[int, dict[int, tuple[str, ...]]] = {}
+        for value, sharding in self.pins.items():
+            place = self.program.grouping.place(value)
+            for c, axes in zip(place.dims, sharding.dims, strict=True) if place is not None else ():
+                if place is not None and c >= 0 and axes != OPEN:
+                    said.setdefault(place.group, {})[c] = axes
+        whole = {g.id: said.get(g.id, {}) for g in self.groups if len(said.get(g.id, {})) == len(g.limits)}
+        if any(g.rule is not None and g.id not in whole for g in self.groups):
+            return None
+        return {g: tuple(axes for _, axes in sorted(by_class.items())) for g, by_class in whole.items()}
+
+    def _as_held(self, held: Mapping[int, tuple[tuple[str, ...], ...]]) -> list[tuple[Strategy, ...]]:
+        """The strategies of classes that are pinned altogether, and every strategy of the others."""
+
+        def make(group: Group, shared: bool) -> tuple[Strategy, ...]:
+            if group.id in held:
+                return enumerate_as(group, self.mesh.sizes, shared, held[group.id])
+            return enumerate_strategies(group, self.mesh.sizes, shared)
+
+        return self._each([held.get(g.id) for g in self.groups], make)
 
     # ---- up to two axes ----
     def all_strategies(self) -> list[tuple[Strategy, ...]]:

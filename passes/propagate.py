@@ -117,12 +117,13 @@ class _Run:
             self.hear(priority)
             for level in range(_LEVELS):
                 self.level(level)
-        whole = {v: Sharding.replicated(len(x.shape)) for v, x in self.graph.values.items()}
-        for v in whole:
-            state = self.states.get(self.flows.root(v))
-            if state is not None and len(state.dims) == len(whole[v].dims):
-                whole[v] = Sharding(tuple(state.dims))
-        return Propagated(whole, self.came, self.seeds, self.flows)
+        found = {}
+        for v, x in self.graph.values.items():
+            root = self.flows.root(v)
+            state = self.states.get(root)
+            if root not in self.flows.free:
+                found[v] = Sharding.replicated(len(x.shape)) if state is None else Sharding(tuple(state.dims))
+        return Propagated(found, self.came, self.seeds, self.flows)
 
     # ---- what the user said ----
     def start(self) -> None:

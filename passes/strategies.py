@@ -4,7 +4,7 @@ factors."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from passes.groups import Group, Slot
@@ -56,6 +56,31 @@ def enumerate_strategies(group: Group, sizes: Mapping[str, int], shares: bool) -
     else:
         base = tuple(_of_operation(group, sizes)) if group.rule is not None else tuple(_plain(group.limits, sizes))
     return base if not shares else tuple(s for b in base for s in _with_shared(b, group, sizes))
+
+
+def enumerate_as(
+    group: Group, sizes: Mapping[str, int], shares: bool, classes: tuple[Axes, ...]
+) -> tuple[Strategy, ...]:
+    """The strategies under which the classes are cut by exactly these axes, without looking at the others."""
+    rule = group.rule
+    if rule is not None and rule.exact:
+        base = tuple(s for s in (_exactly(group, rule, sizes),) if s.classes == classes)
+    elif rule is not None:
+        of = {a: c for c, on in enumerate(classes) for a in on}
+        picks = [[p for p in _choices(group) if _lands(group, p) == of.get(a)] for a in sizes]
+        base = tuple(s for s in _of_operation(group, sizes, picks) if s.classes == classes)
+    else:
+        fits = all(n % _product(sizes, on) == 0 for n, on in zip(group.limits, classes, strict=True))
+        base = (Strategy(classes),) if fits else ()
+    return base if not shares else tuple(s for b in base for s in _with_shared(b, group, sizes))
+
+
+def _lands(group: Group, pick: tuple[str | None, int | None]) -> int | None:
+    """The class that an axis cuts under a choice of `_choices`, if any."""
+    factor, finish = pick
+    if factor in group.factors:
+        return group.factors.index(factor)
+    return None if finish == _KEEP else finish
 
 
 def enumerate_tied(group: Group, sizes: Mapping[str, int], tied: tuple[str, str], shares: bool) -> tuple[Strategy, ...]:
@@ -202,14 +227,16 @@ def _plain(limits: list[int], sizes: Mapping[str, int]) -> Iterator[Strategy]:
                 yield Strategy(tuple(order))
 
 
-def _of_operation(group: Group, sizes: Mapping[str, int]) -> Iterator[Strategy]:
+def _of_operation(
+    group: Group, sizes: Mapping[str, int], choices: Sequence[Sequence[tuple[str | None, int | None]]] | None = None
+) -> Iterator[Strategy]:
     """Each axis cuts nothing, a factor of the result, or a reduced factor that is then summed or scattered onto a
-    class."""
+    class; `choices` per axis where not every one is asked for."""
     rule = group.rule
     assert rule is not None
     axes = tuple(sizes)
     class_of = {f: c for c, f in enumerate(group.factors)}
-    for picks in itertools.product(_choices(group), repeat=len(axes)):
+    for picks in itertools.product(*(choices or [_choices(group)] * len(axes))):
         by_factor: dict[str, list[str]] = {}
         scattered: dict[int, list[str]] = {}
         summed: list[str] = []
