@@ -116,6 +116,9 @@ class LoopWriter:
         if (operand, dim) in self.locals:
             return self.locals[operand, dim]
         op = self.found.producer.get(operand)
+        if op is not None and op.primitive == "optimization_barrier":
+            # It orders what is computed again; an array that is only spread needs no order.
+            return self.local(op.inputs[op.outputs.index(operand)], dim, near)
         per_microbatch = operand in self.found.states
         if op is None or not self._spreads(op, operand, dim):
             if per_microbatch:
