@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -183,6 +185,18 @@ def test_what_cannot_be_is_refused_with_its_arithmetic(case):
     with pytest.raises(kind) as caught:
         placed(*args, **options)
     assert [s for s in said if s not in str(caught.value)] == []
+
+
+# ---- the documentation ----
+def test_the_documentation_names_every_layout_and_role_and_its_code_runs():
+    text = (Path(__file__).parents[2] / "docs" / "layouts.md").read_text(encoding="utf-8")
+    assert [n for n in LAYOUTS if f'`"{n}"`' not in text] == []
+    names: dict[str, object] = {}
+    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(compile(code, "docs/layouts.md", "exec"), names)
+    assert names["hand"].mesh.sizes == {"fsdp": 4, "tensor": 2}
+    assert names["rules"].shardings["params/up"] == P(None, "tensor")
+    assert names["pinned"].shardings["batch/x"][0] == "x"
 
 
 # ---- plans ----
