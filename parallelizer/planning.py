@@ -33,6 +33,7 @@ from parallelizer.layouts import Rules, hand_layout
 from parallelizer.own_programs import left_whole, mesh_inside
 from parallelizer.pin_levels import in_one
 from parallelizer.pins import check_pins, label, pin_axes, read_pins
+from parallelizer.plan_cache import cached_search
 from parallelizer.plans import Array, Choice, Collective, Cost, Memory, Plan, Tried
 from parallelizer.prepared import prepared
 from parallelizer.propagation import MODES, complete, held, told, warning_text
@@ -42,7 +43,7 @@ from parallelizer.tracer import Traced
 from passes.explain import reason
 from passes.ir import Graph, Literal, Sharding, walk
 from passes.ir.text import graph_hash
-from passes.layout import Found, Looked, MemoryError_, TimeError, search_layout
+from passes.layout import Found, Looked, MemoryError_, TimeError
 from passes.meshes import AXIS_NAMES, candidate_meshes
 from passes.pinning import PinError
 from passes.propagate import Propagated
@@ -121,7 +122,7 @@ def make_plan(
     elif noted.types:
         fixed = held(graph, legal[0], pinned, {v: s for v, (_, s) in noted.types.items()})
     try:
-        best, looked = search_layout(graph, legal, limit, fixed, time_limit_s, apart=completed)
+        best, looked = cached_search(graph, graph_hash(graph), legal, limit, fixed, time_limit_s, completed, versions())
     except MemoryError_ as error:
         free = meshes_for(topology, None, pin_axes(pinned))
         asked = Asked(graph, legal, free, limit, fixed, time_limit_s, completed)

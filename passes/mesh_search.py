@@ -76,9 +76,13 @@ class MeshSearch:
             return self._three_axes(limit_bytes, deadline, exposure)
         if again is not None:
             return self._asked(again.question, limit_bytes, deadline, again.answer.positions)
+        return self._ask(self.options(held), limit_bytes, deadline, exposure)
+
+    def options(self, held: dict[int, tuple[tuple[str, ...], ...]] | None = None) -> list[tuple[Strategy, ...]]:
+        """Per class the strategies that pins allow."""
         if self._options is None:
             self._options = self._pinned(self.all_strategies() if held is None else self._as_held(held))
-        return self._ask(self._options, limit_bytes, deadline, exposure)
+        return self._options
 
     # ---- everything pinned ----
     def _held(self) -> dict[int, tuple[tuple[str, ...], ...]] | None:

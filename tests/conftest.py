@@ -16,6 +16,7 @@ _others = re.sub(rf"{_FLAG}=\d+", "", os.environ.get("XLA_FLAGS", ""))
 # Code generation without optimisation halves the time of compiling for the CPU; what the partitioner makes is the same.
 os.environ["XLA_FLAGS"] = f"{_others} {_FLAG}=8 --xla_backend_optimization_level=0".strip()
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["PARALLELIZER_CACHE"] = ""  # tests search, whatever was found before
 os.environ["PARALLELIZER_PROFILE"] = ""  # a profile of this machine, if its user made one, would change plans
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
