@@ -37,7 +37,7 @@ from parallelizer.layouts import hand_layout
 from parallelizer.planning import meshes_for
 from parallelizer.plans import Plan
 from passes.dim_names import Dims, named_dims
-from passes.ir import Graph
+from passes.ir import Graph, Sharding
 from passes.layout import search_layout
 from passes.meshes import candidate_meshes
 from passes.normalize import drop_dead
@@ -116,11 +116,19 @@ def judge_hand(graph: Graph, dims: Dims, machine: Topology, hand: Hand) -> Judge
     try:
         placed = hand_layout(hand.layout, graph, machine, hand.mesh, dims)
         fixed = {v: s for v, (_, s) in placed.pins.items()}
+        least = sum(_block_bytes(graph, v, fixed[v], placed.mesh) for v in graph.inputs if v in fixed)
+        if least > limit:
+            return Judged(hand.label, dict(hand.mesh), math.inf, least, False, f"arguments alone: {least / 1e9:.1f} GB")
         best, _ = search_layout(graph, meshes_for(machine, placed.mesh, ()), limit, fixed, HAND_TIME_S)
     except (ParallelizerError, ValueError) as error:
         text = str(error).splitlines()[0]
         return Judged(hand.label, dict(hand.mesh), math.inf, getattr(error, "needed_bytes", 0), False, text)
     return _judged(hand.label, best)
+
+
+def _block_bytes(graph: Graph, value: int, sharding: Sharding, sizes: Mapping[str, int]) -> int:
+    found = graph.values[value]
+    return math.prod(sharding.local_shape(found.shape, sizes)) * found.itemsize
 
 
 def _judged(label: str, found: Any) -> Judged:
