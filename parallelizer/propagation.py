@@ -14,7 +14,7 @@ from passes.completed import completing, departures
 from passes.ir import Graph, Literal, Op, Sharding, Source
 from passes.layout import Found, common_program
 from passes.price import Pricer
-from passes.propagate import Hop, Propagated, Seed, propagate
+from passes.propagate import Hop, Propagated, Seed, fits_together, propagate
 from passes.realize import PlannedCollective
 
 MODES = ("search", "propagate")
@@ -24,6 +24,8 @@ _MOVES = frozenset(
     {"brought to where it is used", "moved once for several uses", "brought to the loop", "stacked",
      "handed to the next iteration", "result of a branch", "leaves as it came"}
 )  # fmt: skip
+
+_READ = frozenset({"brought to where it is used", "moved once for several uses"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +133,8 @@ def _forced(found: Found, propagated: Propagated, names: Mapping[int, str]) -> I
         op = ops.get(c.op)
         if c.why not in _MOVES or (op is not None and op.primitive == "sharding_constraint"):
             continue
+        if c.why in _READ and op is not None and fits_together(propagated, op):
+            continue  # the operation could take everything as it is: moving it is cheaper
         time_s = c.count * c.share * pricer.collective(c.kind, c.axes, float(c.size_bytes))
         source = str(op.source) if op is not None and op.source is not None else ""
         new = Forced(

@@ -164,7 +164,9 @@ class _Finder:
                 for flow in self.ties_of(op):
                     self.flows.append(flow)
             elif not (op.outputs and (op.outputs[0] in self.stands_for or op.outputs[0] in self.free)):
-                self.add(op, rule_for(self.graph, op))
+                rule = rule_for(self.graph, op)
+                if not rule.exact:  # a user's local program says by itself how all its arrays are cut
+                    self.add(op, rule)
 
     def add(self, op: Op, rule: Rule) -> None:
         operands = [(o, dims) for o, dims in zip(op.inputs, rule.operands, strict=True) if self.takes_part(o)]
@@ -261,6 +263,31 @@ class _Finder:
         """The value that an operation reads, or what it reads in its stead."""
         other, only = self.instead.get(self.root(value), (value, op.id))
         return value if only == op.id else other
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """An operand or result of a user's local program, and how its own specs cut it."""
+
+    op: Op
+    value: int
+    sharding: Sharding
+    is_result: bool
+
+
+def placed_by_programs(graph: Graph, sizes: Mapping[str, int]) -> Iterator[Placed]:
+    """What local programs (`shard_map`) say of their operands and results, where they are written for this mesh."""
+    for v in walk(graph):
+        if v.op.primitive != "shard_map":
+            continue
+        rule = rule_for(graph, v.op)
+        if not rule.exact or rule.mesh != tuple(sizes.items()):
+            continue
+        arrays = [*zip(v.op.inputs, rule.operands, strict=True), *zip(v.op.outputs, rule.results, strict=True)]
+        for k, (value, dims) in enumerate(arrays):
+            if not isinstance(value, Literal):
+                axes = tuple(rule.exact.get(dim[0], ()) if dim else () for dim in dims)
+                yield Placed(v.op, value, Sharding(axes), k >= len(v.op.inputs))
 
 
 def constraints(graph: Graph, seeds: Mapping[int, Sharding]) -> Iterator[tuple[Op, int, Sharding]]:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from passes.flows import Flow, Flows, constraints, find_flows
+from passes.flows import Flow, Flows, Placed, constraints, find_flows, placed_by_programs
 from passes.ir import OPEN, Graph, Op, Sharding
 
 Axes = tuple[str, ...]
@@ -70,9 +70,33 @@ class Propagated:
 def propagate(graph: Graph, sizes: Mapping[str, int], seeds: Mapping[int, Seed]) -> Propagated:
     """Complete `seeds` (value -> annotation) over a graph on a mesh with these axis sizes.
 
-    Seeds must divide what they cut; axes of size 1 take no part.
+    Seeds must divide what they cut; axes of size 1 take no part. What a user's local program says of its operands and
+    results is as good as an annotation.
     """
-    return _Run(graph, sizes, seeds).result()
+    placed = list(placed_by_programs(graph, sizes))
+    own = {p.value: Seed(p.sharding, f"the {p.op.primitive} at {p.op.source}") for p in placed if p.is_result}
+    return _Run(graph, sizes, {**own, **seeds}, [p for p in placed if not p.is_result]).result()
+
+
+def fits_together(propagated: Propagated, op: Op) -> bool:
+    """Whether the arrays of an operation are cut alike wherever they share a dimension, so that nothing has to move."""
+    for flow in propagated.flows.flows:
+        if flow.op is not op:
+            continue
+        by_factor: dict[str, set[Axes]] = {}
+        for v, dims in zip(flow.values, flow.dims, strict=True):
+            if v in propagated.values:
+                for factors, axes in zip(dims, propagated.values[v].dims, strict=True):
+                    by_factor.setdefault(factors[0], set()).add(axes)
+        own = [
+            f for f in by_factor if any(f == f"{t}.{d}" for t, dims in enumerate(flow.dims) for d in range(len(dims)))
+        ]
+        used = [a for f, found in by_factor.items() if f not in own for axes in list(found)[:1] for a in axes]
+        if any(len(found) > 1 for found in by_factor.values()) or len(used) != len(set(used)):
+            return False
+        if any(axes for f in own for axes in by_factor[f]):
+            return False  # a dimension that has to be whole here
+    return True
 
 
 @dataclass(slots=True)
@@ -101,6 +125,7 @@ class _Run:
     graph: Graph
     sizes: Mapping[str, int]
     given: Mapping[int, Seed]
+    read: Sequence[Placed] = ()
     flows: Flows = field(init=False)
     shapes: dict[int, tuple[int, ...]] = field(default_factory=dict)
     states: dict[int, _State] = field(default_factory=dict)
@@ -132,7 +157,7 @@ class _Run:
         annotated = list(constraints(self.graph, {v: s.sharding for v, s in self.given.items()}))
         plain = find_flows(self.graph, self.given)
         wanted: dict[int, set[Sharding]] = {}
-        for _, operand, sharding in annotated:
+        for operand, sharding in [*((o, s) for _, o, s in annotated), *((p.value, p.sharding) for p in self.read)]:
             wanted.setdefault(plain.root(operand), set()).add(sharding)
         instead: dict[int, tuple[int, int]] = {}
         taken: dict[int, Seed] = {plain.root(v): s for v, s in self.given.items()}
@@ -148,6 +173,10 @@ class _Run:
                 for d, axes in enumerate(sharding.dims):
                     for a in axes:
                         self.came[value, d, a] = Hop(op, op.outputs[0], d)
+        for p in self.read:
+            value = plain.root(p.value)
+            if len(wanted[value]) == 1 and value not in plain.ties and value not in plain.free:
+                taken.setdefault(value, Seed(p.sharding, f"the {p.op.primitive} at {p.op.source}"))
         self.flows = find_flows(self.graph, self.given, instead) if instead else plain
         self.seeds = taken
         self.shapes = {**{v: x.shape for v, x in self.graph.values.items()}, **self.flows.made}

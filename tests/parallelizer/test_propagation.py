@@ -172,6 +172,18 @@ def test_a_reshard_that_an_annotation_asks_for_is_no_surprise() -> None:
     assert {c.kind for c in plan.collectives} == {"all_gather"}
 
 
+def test_a_move_that_is_only_cheaper_is_not_called_forced() -> None:
+    shapes = [jax.ShapeDtypeStruct(s, F32) for s in ((1024, 1024), (1024, 4096), (4096, 1024))]
+
+    def grad(x: jax.Array, up: jax.Array, down: jax.Array) -> Any:
+        return jax.grad(lambda w: jnp.mean((x + jax.nn.gelu(x @ w[0]) @ w[1]) ** 2))((up, down))
+
+    pins = {"x": P("data"), "up": P(None, "model")}
+    plan, messages = warned(grad, *shapes, topology="v5e:4x4", mesh={"data": 4, "model": 4}, pins=pins)
+    assert "all_gather" in {c.kind for c in plan.collectives}  # of activations, smaller than the gradient's sum
+    assert not messages and not plan.propagation.forced
+
+
 def test_state_goes_back_as_it_came() -> None:
     where = NamedSharding(mesh(data=2, model=4), P("model"))
     plan, (message,) = warned(lambda x: lax.with_sharding_constraint(x * 2, where), SHAPES[1], pins={"x": P("data")})

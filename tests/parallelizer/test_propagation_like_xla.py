@@ -82,6 +82,14 @@ def heads(x: Any, w: Any) -> Any:
     return (x @ w).reshape(4, 8, 4, 8).transpose(0, 2, 1, 3)
 
 
+def local(a: Any) -> Any:
+    return jax.shard_map(lambda block: block * 2, mesh=mesh(), in_specs=P("x", "y"), out_specs=P("x", "y"))(a)
+
+
+def summed(a: Any) -> Any:
+    return jax.shard_map(lambda block: lax.psum(block, "x"), mesh=mesh(), in_specs=P("x"), out_specs=P(None))(a)
+
+
 def rematerialised(w: Any, x: Any) -> Any:
     return jax.grad(lambda w: jax.checkpoint(lambda w: jnp.tanh(x @ w))(w).sum())(w)
 
@@ -167,6 +175,8 @@ PROGRAMS: dict[str, Program] = {
     ),
     "annotation with an open dimension": (lambda a, b: note(a @ b, OPEN, "y"), arr((16, 32), "x"), arr((32, 16))),
     "annotation that gathers": (lambda a: note(a * 2, None, None) + 1, arr((16, 32), "x")),
+    "local program": (lambda a: jnp.tanh(local(a * 1.0)), arr((16, 32))),
+    "local program with a sum": (lambda a: jnp.tanh(summed(a * 1.0)), arr((16, 32))),
     "running sum": (lambda a: jnp.cumsum(a, 0), arr((16, 32), "x", "y")),
     "largest": (lambda a: lax.top_k(a, 3), arr((16, 32), "x")),
     "triangular solve": (jax.scipy.linalg.solve_triangular, arr((4, 8, 8), "y"), arr((4, 8, 8))),
