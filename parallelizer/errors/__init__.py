@@ -3,6 +3,7 @@
 from parallelizer.errors.annotations import AnnotationError, ContradictionError, ModeError, ReshardWarning
 from parallelizer.errors.base import ParallelizerError
 from parallelizer.errors.layouts import LayoutFitError, UnknownDimError, UnknownLayoutError
+from parallelizer.errors.microbatches import BatchInputsError, MicrobatchCountError, MicrobatchRefusedError
 from parallelizer.errors.pins import (
     BadPinError,
     MeshMismatchError,
@@ -43,6 +44,7 @@ __all__ = [
     "BadProfileError",
     "BadRuleError",
     "BadTripsError",
+    "BatchInputsError",
     "CompilationError",
     "ContradictionError",
     "DoesNotFitError",
@@ -50,6 +52,8 @@ __all__ = [
     "LayoutFitError",
     "MeshMismatchError",
     "MeshSizeError",
+    "MicrobatchCountError",
+    "MicrobatchRefusedError",
     "ModeError",
     "NotDivisibleError",
     "NotTraceableError",

@@ -47,6 +47,19 @@ SPEC = {
         errors.BadPinError.of("state/params/b", "P('x', 'y')", "it has fewer dimensions", (64,)),
         ["state/params/b", "P('x', 'y')", "1 dimensions: (64,)", "one entry per dimension"],
     ),
+    "microbatch_count": (
+        errors.MicrobatchCountError.of("batch/tokens", 12, 5, (4, 6)),
+        ["batch/tokens", "12 examples = 5 * 2 + 2", "microbatches=4 (of 3 examples each)", "a batch of 15"],
+    ),
+    "microbatch_refused": (
+        errors.MicrobatchRefusedError.of("all examples of the batch are needed at once", "train.py:7 (loss)", "sort"),
+        ["all examples of the batch are needed at once", "train.py:7 (loss)", "operation: sort", "over one example"],
+    ),
+    "batch_inputs": (
+        errors.BatchInputsError.of({"x": (4, 2), "table": (7,)}),
+        ["their first dimensions differ", "x: (4, 2)", "table: (7,)", "batch=("],
+    ),
+    "batch_inputs_none": (errors.BatchInputsError.of({}), ["every input is state", "name them"]),
     "unknown_dim": (
         errors.UnknownDimError.of("embd", {"embed": 512, "mlp": 2048}),
         ["'embd'", "pins={'dims': ...}", "embed=512, mlp=2048", "did you mean 'embed'", "plan.summary()"],

@@ -13,8 +13,9 @@ import optax
 import pytest
 
 from parallelizer import zoo
+from parallelizer.errors import BatchInputsError, MicrobatchCountError, MicrobatchRefusedError, UnknownPathError
 from parallelizer.lower import lower
-from parallelizer.microbatches import in_microbatches
+from parallelizer.microbatches import batch_inputs, in_microbatches, microbatched
 from parallelizer.prepared import prepared
 from parallelizer.tracer import trace
 from passes.batchwise import MicrobatchError
@@ -237,6 +238,34 @@ def test_less_is_held_at_once() -> None:
         for g in (graph, cut)
     ]
     assert held[1] < held[0] / 2
+
+
+# ---- asked for by a user ----
+def test_which_inputs_are_the_batch() -> None:
+    def step(state: Any, batch: Any, table: jax.Array) -> Any:
+        grad = jax.grad(lambda w: jnp.mean((batch["x"] @ w - table[0]) ** 2))(state["w"])
+        return {"w": state["w"] - grad}, jnp.sum(batch["n"])
+
+    args = ({"w": PARAMS["a"]}, {"x": X, "n": MASK}, jnp.ones((2, 16)))
+    graph = prepared(trace(step, args, donate_argnums=0).graph)
+    paths = dict(zip(graph.inputs, graph.input_paths, strict=True))
+    with pytest.raises(BatchInputsError, match=r"(?s)first dimensions differ.*table: \(2, 16\)"):
+        microbatched(graph, 3)
+    assert [paths[v] for v in batch_inputs(graph, ("batch",))] == ["batch/n", "batch/x"]
+    assert [paths[v] for v in batch_inputs(graph, ("*/x",))] == ["batch/x"]
+    equal(graph, microbatched(graph, 3, ("batch",)), args)
+    with pytest.raises(UnknownPathError, match="'bach'"):
+        microbatched(graph, 3, ("bach",))
+    with pytest.raises(MicrobatchCountError, match=r"(?s)12 examples = 5 \* 2 \+ 2.*microbatches=4 "):
+        microbatched(graph, 5, ("batch",))
+    with pytest.raises(MicrobatchCountError, match="microbatches=1"):
+        microbatched(graph, 0, ("batch",))
+
+
+def test_a_refusal_says_where_and_what_to_do() -> None:
+    graph = prepared(trace(lambda x: jnp.sort(x, axis=0), (X,)).graph)
+    with pytest.raises(MicrobatchRefusedError, match=r"(?s)all examples.*test_microbatches.py:\d+ .*what to do"):
+        microbatched(graph, 3, ("x",))
 
 
 # ---- models ----
