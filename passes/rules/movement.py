@@ -157,6 +157,7 @@ class _Shift:
     right: list[DimFactors] = field(default_factory=list)
     sizes: dict[str, int] = field(default_factory=dict)
     reduced: dict[str, str] = field(default_factory=dict)
+    indexed: set[str] = field(default_factory=set)
     halos: list[Border] = field(default_factory=list)
     kind: str = "movement"
 
@@ -183,7 +184,7 @@ class _Shift:
     def rule(self, more_operands: int = 0) -> Rule:
         found = rule_of(
             (tuple(self.left), *(() for _ in range(more_operands))), (tuple(self.right),), self.sizes,
-            reduced=self.reduced, kind=self.kind,
+            reduced=self.reduced, indexed=self.indexed, kind=self.kind,
         )  # fmt: skip
         return replace(found, halos=tuple(self.halos))
 
@@ -211,6 +212,7 @@ def _part(made: _Shift, d: int) -> None:
     made.sizes[f"d{d}"] = made.source[d]
     made.left[d] = (f"d{d}",)
     made.reduced[f"d{d}"] = "sum"
+    made.indexed.add(f"d{d}")
     made.kind = "window"
 
 
@@ -234,6 +236,7 @@ def pad(view: View) -> Rule:
         elif not inner and 0 < 4 * n <= m:
             made.sizes[f"d{d}"] = m
             made.right[d] = (f"d{d}",)
+            made.indexed.add(f"d{d}")
             made.kind = "window"
     return made.rule(more_operands=1)
 
@@ -249,7 +252,8 @@ def roll(view: View) -> Rule:
 @rule("within")
 def within(view: View) -> Rule:
     """An array in a range of positions along one dimension, another one or a number elsewhere."""
-    return view.elementwise(1.0)
+    found = view.elementwise(1.0)
+    return replace(found, indexed=frozenset(found.results[0][view.params["dimension"]]))
 
 
 @rule("rev")
@@ -308,9 +312,10 @@ def dynamic_update_slice(view: View) -> Rule:
     whole = tuple((n,) for n in names)
     part = tuple(() if other else (n,) for n, other in zip(names, alone, strict=True))
     rest = tuple(() for _ in view.operands[2:])
-    kind = "window" if any(a and n not in fixed for a, n in zip(alone, names, strict=True)) else "movement"
+    written = {n for a, n in zip(alone, names, strict=True) if a and n not in fixed}
+    kind = "window" if written else "movement"
     sizes = dict(zip(names, operand, strict=True))
-    return rule_of((whole, part, *rest), (whole,), sizes, fixed=fixed, kind=kind)
+    return rule_of((whole, part, *rest), (whole,), sizes, fixed=fixed, indexed=written, kind=kind)
 
 
 @rule("optimization_barrier")

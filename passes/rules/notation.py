@@ -38,7 +38,8 @@ class Rule:
     operands / results: per array, per dimension, the factors that make it up (major to minor; empty: must stay whole).
     sizes: elements of each factor. reduced: factors on operands only, and how the pieces combine ("sum", "max", "min",
     "and", "or", "prod"). fixed: factors that must not be cut. indexed: factors of an operand or result that are
-    addressed by index values (rows of an embedding table): cutting them is local once indices are shifted and masked.
+    addressed by position (rows of an embedding table, a part that is sliced out): cutting them is local once positions
+    are shifted and masked.
     flop: floating point operations of the whole operation. kind: "elementwise" | "contraction" | "reduction" |
     "movement" | "indexing" | "window" | "lines" (whole lines or matrices are computed at once, for which compilers have
     no partitioning) | "local" (a user's rule: the operation itself computes the blocks) | "free" (generated in place in
