@@ -191,6 +191,8 @@ def _rival(problem: Any, method: str, deadline: float, seed: int, row: dict[str,
 def own_problems(model: str, topology: str, sizes: dict[str, int]) -> list[Problem]:
     """What the layout search asks the solver while it plans `model` on that mesh with the chip's memory."""
     import passes.layout
+    import passes.mesh_search
+    import passes.question
     from cost_model.mesh import logical_mesh
     from cost_model.topology import parse_topology
     from parallelizer import zoo
@@ -208,13 +210,16 @@ def own_problems(model: str, topology: str, sizes: dict[str, int]) -> list[Probl
         return solve(problem, *args, **options)
 
     # The search has no hook for this, and a benchmark needs none but here.
-    passes.layout.solve = recorded
+    doors: tuple[Any, ...] = (passes.question, passes.mesh_search)
+    for door in doors:
+        door.solve = recorded
     try:
         passes.layout.search_on_mesh(graph, logical_mesh(where, sizes), int(where.chip.memory_bytes), {}, 60.0)
     except passes.layout.LayoutError:
         pass  # too large for the chip: what was asked to find that out counts all the same
     finally:
-        passes.layout.solve = solve
+        for door in doors:
+            door.solve = solve
     return asked
 
 
