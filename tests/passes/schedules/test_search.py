@@ -48,7 +48,7 @@ def pipelines(draw, most_devices: int = 4, most_chunks: int = 2) -> tuple[Costs,
     return costs, devices, draw(st.integers(1, 6))
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(pipelines(most_chunks=3), st.booleans())
 def test_named_schedules_with_any_durations(pipeline: tuple[Costs, int, int], overlap: bool) -> None:
     costs, devices, microbatches = pipeline
@@ -172,7 +172,7 @@ def test_bad_counts() -> None:
     assert best_schedule(equal_costs(8), 6, 4, names=["interleaved-1f1b", "zb-v"]).schedule.name == "zb-v"
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(pipelines(most_chunks=3), st.integers(1, 3), st.booleans(), st.booleans(), st.booleans())
 def test_the_list_scheduler_ends_within_any_memory(
     pipeline: tuple[Costs, int, int], many: int, split: bool, patient: bool, in_a_v: bool
