@@ -202,6 +202,18 @@ def text_of(row: Row) -> str:
     )
 
 
+def why_lost(row: Row) -> str:
+    """Where the seconds lie that a hand-written layout has less of; empty where it has not."""
+    if row.ratio is None or row.ratio >= 1 - 1e-6 or row.best is None:
+        return ""
+    if not row.ours.fits:
+        return f"    ours: {row.ours.note}"
+    mine, hand = dict(row.ours.parts), dict(row.best.parts)
+    counted = ("compute_s", "exposed_s", "hidden_s", "links_s")
+    parts = [f"{k[:-2]} {mine[k] * 1e3:.1f} against {hand[k] * 1e3:.1f} ms" for k in counted if k in mine]
+    return f"    lost to {row.best.label}: {', '.join(parts)}"
+
+
 def sweep_text(row: Row) -> str:
     """Every layout of a case, the fastest first."""
     lines = []
@@ -246,7 +258,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.judge != "simulated" and parse_topology(case.topology).platform == "tpu":
             found_rows.append(compiled(case, row, options.top))
         for row in found_rows:
-            print(text_of(row) + ("\n" + sweep_text(row) if options.sweep else ""), flush=True)
+            print("\n".join(filter(None, (text_of(row), why_lost(row)))), flush=True)
+            if options.sweep:
+                print(sweep_text(row), flush=True)
         rows += found_rows
     found = verdict(rows)
     print(", ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in found.items()))
