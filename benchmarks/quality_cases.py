@@ -85,4 +85,7 @@ def sweep(topology: Topology, dims: Dims) -> Iterator[Hand]:
         )
     if dims.with_role("length") and dims.with_role("heads"):
         rules = {"batch": "data", "embed": ("data", "sequence"), "length": "sequence"}
-        yield from (Hand(f"sequence {k}", rules, {"data": n // k, "sequence": k}) for k in [*inner, n])
+        if dims.with_role("batch"):
+            yield from (Hand(f"sequence {k}", rules, {"data": n // k, "sequence": k}) for k in [*inner, n])
+        else:  # one example: nothing to cut but its length
+            yield Hand(f"sequence {n}", {"embed": "sequence", "length": "sequence"}, {"sequence": n})

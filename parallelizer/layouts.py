@@ -133,13 +133,14 @@ def fitting(dims: Dims) -> tuple[str, ...]:
 
 
 def _fits(recipe: Recipe, dims: Dims) -> bool:
-    return bool(dims.with_role("batch")) and (not recipe.needs or bool(dims.with_role(*recipe.needs)))
+    return bool(dims.with_role(*recipe.needs)) if recipe.needs else bool(dims.with_role("batch"))
 
 
 def _check_needs(layout: str, recipe: Recipe, dims: Dims) -> None:
     if not _fits(recipe, dims):
-        needs = recipe.needs if dims.with_role("batch") else ("batch",)
-        raise LayoutFitError.of_model(layout, needs, {d.name: d.size for d in dims.named}, fitting(dims))
+        raise LayoutFitError.of_model(
+            layout, recipe.needs or ("batch",), {d.name: d.size for d in dims.named}, fitting(dims)
+        )
 
 
 def _placed(name: str, what: str, sizes: Mapping[str, int], pins: Pins) -> Placed:
@@ -193,7 +194,8 @@ def _must_divide(recipe: Recipe, dims: Dims) -> list[Dim]:
 
 
 def _check_degrees(layout: str, recipe: Recipe, dims: Dims, sizes: Mapping[str, int], devices: int) -> None:
-    wanted = [(d, recipe.batch) for d in dims.with_role("batch")]
+    examples = dims.with_role("batch") or (Dim("batch", 1, "batch", frozenset()),)
+    wanted = [(d, recipe.batch) for d in examples]
     wanted += [(d, recipe.roles[d.role]) for d in _must_divide(recipe, dims) if d.role is not None]
     for dim, axes in wanted:
         if dim.size % math.prod(sizes[a] for a in axes):

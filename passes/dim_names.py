@@ -102,9 +102,11 @@ def _layers(facts: Facts, roles: Mapping[int, str]) -> Claim:
 
 
 def _batch(facts: Facts, roles: Mapping[int, str]) -> Claim:
-    """What most of the data's arrays begin with, parameters' dimensions and those of graphs left out."""
-    owned = {c for v in facts.weights for c in facts.at(v)} | {ONE, *roles}
-    votes = Counter(c for v in facts.data for c in [c for c in facts.at(v) if c not in owned][:1])
+    """What most of the data's arrays begin with, parameters' dimensions and those of graphs left out; nothing where
+    there is one example."""
+    owned = {c for v in facts.weights for c in facts.at(v)} | set(roles)
+    firsts = [next((c for c in facts.at(v) if c not in owned), ONE) for v in facts.data]
+    votes = Counter(c for c in firsts if c != ONE)
     if votes:
         yield max(votes, key=lambda c: (votes[c], facts.classes.sizes[c], -c)), "batch"
 
@@ -120,7 +122,7 @@ def _attention(facts: Facts, roles: Mapping[int, str]) -> Claim:
     made_of = {parts: c for c, parts in facts.classes.parts.items()}
     for p in facts.products:
         along = (p.left | p.right) & softmaxed
-        if p.data != (True, True) or not along or not p.shared & batch or len(p.contracted) != 1:
+        if p.data != (True, True) or not along or (batch and not p.shared & batch) or len(p.contracted) != 1:
             continue
         if p.contracted & (softmaxed | batch):
             continue

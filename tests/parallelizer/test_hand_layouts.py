@@ -166,6 +166,10 @@ REFUSED = {
         ["cuts heads over tensor: 8 does not divide by 16", "8 = 0 * 16 + 8", "1, 2, 4, 8"],
     ),
     "batch": (LayoutFitError, ("ddp",), {"batch": 12}, ["12 does not divide by 8", "12 = 1 * 8 + 4", "1, 2, 4"]),
+    "one example": (LayoutFitError, ("ddp",), {"batch": 1}, ["'ddp' cuts batch", "'megatron'"]),
+    "one example, cut": (
+        LayoutFitError, ("megatron",), {"batch": 1, "mesh": {"data": 2, "tensor": 4}}, ["batch over data: 1 does not"]
+    ),
     "axes": (LayoutFitError, ("megatron",), {"mesh": {"model": 8}}, ["data, tensor", "model=8", "8 devices"]),
     "mesh": (MeshSizeError, ("fsdp_tensor",), {"mesh": {"fsdp": 3}}, ["cpu:8 has 8", "fsdp=3"]),
     "mesh of rules": (MeshSizeError, ({"batch": "x"},), {"mesh": {"x": 4}}, ["x=4 = 4, not 8"]),

@@ -346,6 +346,13 @@ def test_a_result_that_has_the_shape_of_the_data_makes_it_no_state():
     assert graph.carried and weights_of(graph) == frozenset(graph.inputs[:2])
 
 
+def test_one_long_example_has_a_length_and_no_batch():
+    _, dims = dims_of("llama-toy", batch=1)
+    assert [(d.name, d.size) for d in dims.named if d.role in ("batch", "length", "heads", "kv_heads", "head_dim")] == [
+        ("length", 32), ("heads", 8), ("kv_heads", 2), ("head_dim", 8),
+    ]  # fmt: skip
+
+
 def test_a_program_without_anything_to_name():
     graph = graph_of(lambda x: x * 2, array())
     assert named_dims(graph).named == ()
