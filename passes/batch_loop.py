@@ -96,16 +96,18 @@ class LoopWriter:
     def slice(self, value: int, dim: int, near: Op) -> int:
         """The part of a value that an iteration has, stacked in front of the loop."""
         if (value, dim) not in self.slices:
-            shape, m = self.graph.values[value].shape, self.found.count
-            parts = (*shape[:dim], m, shape[dim] // m, *shape[dim + 1 :])
             like = self.graph.values[value]
+            parts, axis = self.found.parts(like.shape, dim)
             stacked = self.new(self.before, "reshape", near, (value,), parts, like, _reshaped(parts))
-            if dim:
-                order = (dim, *(d for d in range(len(parts)) if d != dim))
-                shape = tuple(parts[d] for d in order)
+            shape = (parts[axis], *parts[:axis], *parts[axis + 1 :])
+            if axis:
+                order = (axis, *(d for d in range(len(parts)) if d != axis))
                 stacked = self.new(self.before, "transpose", near, (stacked,), shape, like, {"permutation": order})
-            part = self._like(value, (*parts[:dim], *parts[dim + 1 :]))
-            self.slices[value, dim] = (stacked, part)
+            part = self._part(like.shape, Cut(dim))
+            if shape[1:] != part:
+                merged = (shape[0], *part)
+                stacked = self.new(self.before, "reshape", near, (stacked,), merged, like, _reshaped(merged))
+            self.slices[value, dim] = (stacked, self._like(value, part))
         return self.slices[value, dim][1]
 
     def local(self, operand: Operand, dim: int, near: Op) -> Operand:
@@ -194,14 +196,14 @@ class LoopWriter:
 
     def _picked(self, to: list[Op], op: Op, whole: int, dim: int, index: int) -> int:
         """This microbatch's part of an array that was made for the whole batch."""
-        like, m = self.numbers.values[whole], self.found.count
-        parts = (*like.shape[:dim], m, like.shape[dim] // m, *like.shape[dim + 1 :])
+        like = self.numbers.values[whole]
+        parts, axis = self.found.parts(like.shape, dim)
         split = self.new(to, "reshape", op, (whole,), parts, like, _reshaped(parts))
-        one = (*parts[:dim], 1, *parts[dim + 1 :])
+        one = (*parts[:axis], 1, *parts[axis + 1 :])
         zero = Literal(np.int32(0), (), "int32", 4)
-        starts = [index if d == dim else zero for d in range(len(parts))]
+        starts = [index if d == axis else zero for d in range(len(parts))]
         part = self.new(to, "dynamic_slice", op, (split, *starts), one, like, {"slice_sizes": one})
-        shape = (*parts[:dim], *parts[dim + 1 :])
+        shape = self._part(like.shape, Cut(dim))
         return self.new(to, "reshape", op, (part,), shape, like, _reshaped(shape))
 
     def _region(self, region: Region, place: int | None) -> Region:
@@ -325,12 +327,15 @@ class LoopWriter:
         """What every microbatch yields a part of, put together along its dimension."""
         value, state, near = self.graph.values[v], self.found.states[v], self.found.producer[v]
         assert isinstance(state, Cut)
-        part, m, d = self._part(value.shape, state), self.found.count, state.dim
+        part, m = self._part(value.shape, state), self.found.count
         made = stacked = self.numbers.value((m, *part), value.dtype, value.itemsize)
-        if d:
-            order = (*range(1, d + 1), 0, *range(d + 1, len(part) + 1))
-            shape = tuple((m, *part)[i] for i in order)
-            made = self.new(after, "transpose", near, (made,), shape, value, {"permutation": order})
+        parts, axis = self.found.parts(value.shape, state.dim)
+        shape = (m, *parts[:axis], *parts[axis + 1 :])
+        if shape[1:] != part:
+            made = self.new(after, "reshape", near, (made,), shape, value, _reshaped(shape))
+        if axis:
+            order = (*range(1, axis + 1), 0, *range(axis + 1, len(parts)))
+            made = self.new(after, "transpose", near, (made,), parts, value, {"permutation": order})
         self.new(after, "reshape", near, (made,), value.shape, value, _reshaped(value.shape), result=v)
         return stacked
 

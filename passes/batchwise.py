@@ -17,7 +17,7 @@ from passes.rules import Rule, rule_for
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """One microbatch has one of equal, contiguous parts of dimension `dim`."""
+    """One microbatch has an equal part of dimension `dim` (which part: see `Batchwise.parts`)."""
 
     dim: int
 
@@ -72,6 +72,7 @@ class Batchwise:
     `demands` are the whole operands of which operations at the top level read the part that belongs to their
     microbatch: (operation, operand number) -> dimension. `made_whole` are operations inside loops whose results are
     made for the whole batch (random bits, counters) and then sliced. `origin` says where a sum over the batch began.
+    `regroups` says whether the program sees several examples as one thing.
     """
 
     graph: Graph
@@ -83,13 +84,30 @@ class Batchwise:
     made_whole: set[int] = field(default_factory=set)
     origin: dict[int, Op] = field(default_factory=dict)
     strict: bool = True
+    examples: int = 0
+    regroups: bool = False
 
     def run(self, batch: Mapping[int, int]) -> None:
         """Raises MicrobatchError where the batch cannot be cut."""
+        sizes = {self.graph.values[v].shape[d] for v, d in batch.items()}
+        self.examples, self.regroups = min(sizes, default=1), len(sizes) > 1
         for value, dim in batch.items():
             self.states[value] = Cut(dim)
         for op in self.graph.ops:
             self.visit(op, True)
+
+    def parts(self, shape: tuple[int, ...], dim: int) -> tuple[tuple[int, ...], int]:
+        """(a shape in which one dimension counts the microbatches, that dimension) of a cut array.
+
+        A microbatch takes every so-manieth example, so that devices which hold neighbouring examples have some of each
+        microbatch and nothing moves. Where the program puts examples into groups, it takes neighbouring ones, so that
+        groups stay what they are.
+        """
+        n, m = shape[dim], self.count
+        if self.regroups:
+            return (*shape[:dim], m, n // m, *shape[dim + 1 :]), dim
+        unit = (n // self.examples,) if n > self.examples else ()
+        return (*shape[:dim], self.examples // m, m, *unit, *shape[dim + 1 :]), dim + 1
 
     def state(self, operand: Operand) -> State | None:
         return None if isinstance(operand, Literal) else self.states.get(operand)
@@ -160,6 +178,7 @@ class Batchwise:
                 self.refuse("every example of the batch meets every other one", op)
             if places:
                 self.states[r] = Cut(places[0])
+                self.regroups |= self.graph.values[r].shape[places[0]] % self.examples != 0
             elif any(f in rule.reduced for f in factors):
                 self.states[r] = self._reduced(op, rule, factors, states)
             else:
@@ -172,6 +191,7 @@ class Batchwise:
         return dim[0]
 
     def _check(self, op: Op, rule: Rule, f: str) -> None:
+        self.regroups |= rule.sizes[f] % self.examples != 0
         if op.primitive in _WHOLE_ONLY or op.params.get("has_effects"):
             self.refuse("the operation is told the size of the whole batch, or has effects", op)
         if f not in rule.cuttable() and not (f in rule.reduced and f not in rule.fixed):

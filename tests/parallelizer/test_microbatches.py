@@ -156,6 +156,21 @@ def test_results_of_single_examples_come_back_in_order() -> None:
     equal(graph, cut, args)
 
 
+def test_groups_of_examples_stay_what_they_are() -> None:
+    """Four groups of three examples: a microbatch takes neighbouring examples. Without groups it takes every third."""
+
+    def grouped(p: Any, x: jax.Array) -> Any:
+        h = model(p, x).reshape(4, 3, 4)
+        return jnp.sum(jnp.exp(h - h.max(1, keepdims=True))), h.mean(1)
+
+    graph, cut = both(grouped, (PARAMS, X), (1,), count=2)
+    equal(graph, cut, (PARAMS, X))
+    assert (2, 6, 8) in {cut.values[o].shape for op in cut.ops for o in op.outputs}
+    graph, cut = both(lambda p, x: model(p, x).reshape(24, 2), (PARAMS, X), (1,), count=2)
+    equal(graph, cut, (PARAMS, X))
+    assert (6, 2, 8) in {cut.values[o].shape for op in cut.ops for o in op.outputs}
+
+
 def test_random_bits_are_those_of_the_whole_batch() -> None:
     def loss(p: Any, x: jax.Array, key: jax.Array) -> jax.Array:
         def layer(h: jax.Array, each: Any) -> Any:
