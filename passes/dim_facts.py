@@ -117,6 +117,8 @@ class Table:
 
 @dataclass(slots=True)
 class Facts:
+    """What a program shows of its dimensions; the lists are in program order."""
+
     graph: Graph
     classes: DimClasses
     weights: frozenset[int]
@@ -132,6 +134,7 @@ class Facts:
 
 
 def facts_of(graph: Graph, classes: DimClasses, weights: frozenset[int], parameters: frozenset[int]) -> Facts:
+    """One walk over the program. `weights` and `parameters` are inputs, as in `Dims`."""
     data = frozenset(v for v in graph.inputs if v not in weights and graph.values[v].shape)
     facts = Facts(graph, classes, weights, parameters, data)
     from_data, from_weight = set(data), set(weights)
