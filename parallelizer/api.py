@@ -25,7 +25,7 @@ from parallelizer.errors import (
 from parallelizer.given import given_shardings
 from parallelizer.nnx_adapter import NnxAdapter, adapt
 from parallelizer.pin_levels import in_one
-from parallelizer.planning import make_plan, resolve_topology, with_trips
+from parallelizer.planning import make_plan, resolve_topology, uncollected, with_trips
 from parallelizer.plans import Plan
 from parallelizer.prepared import prepared
 from parallelizer.profiles import with_profile
@@ -127,9 +127,11 @@ def planned(
         with contextlib.suppress(ParallelizerError):  # then the state is moved at the first call with other shapes
             state = kept_shardings(before, traced)
             own = (before.mesh.sizes, rest[0], {**state, **pins}, rest[2])
-            made = make_plan(traced, machine, *own, *limits, *rules, layout=layout)
+            with uncollected():
+                made = make_plan(traced, machine, *own, *limits, *rules, layout=layout)
     if made is None:
-        made = make_plan(traced, machine, mesh, *rest, *limits, *rules, layout=layout)
+        with uncollected():
+            made = make_plan(traced, machine, mesh, *rest, *limits, *rules, layout=layout)
     if limits[1] is not None:
         traced_with["loop_trips"] = limits[1]
     return replace(made, devices=present, nnx=adapted is not None, options=traced_with)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib.metadata
 import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -73,6 +75,19 @@ def meshes_for(topology: Topology, mesh: Mapping[str, int] | None, axes: Sequenc
     return tuple(m for m in candidates if set(axes) <= set(m.axis_names)) or candidates[-1:]
 
 
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Without the garbage collector: planning makes millions of small objects that live as long as the plan, and going
+    through them again and again took a fifth of its time."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
 def make_plan(
     traced: Traced,
     topology: Topology,
@@ -115,6 +130,7 @@ def make_plan(
     check_types(noted.types, graph, legal[0].sizes)
     limit = int(memory_bytes if memory_bytes is not None else topology.chip.memory_bytes)
     fixed = {v: s for v, (_, s) in pinned.items()}
+    digest = graph_hash(graph)
     propagated, completed = None, mode == "propagate" or bool(noted.types)
     if mode == "propagate":
         check_names(pinned, graph)
@@ -122,7 +138,7 @@ def make_plan(
     elif noted.types:
         fixed = held(graph, legal[0], pinned, {v: s for v, (_, s) in noted.types.items()})
     try:
-        best, looked = cached_search(graph, graph_hash(graph), legal, limit, fixed, time_limit_s, completed, versions())
+        best, looked = cached_search(graph, digest, legal, limit, fixed, time_limit_s, completed, versions())
     except MemoryError_ as error:
         free = meshes_for(topology, None, pin_axes(pinned))
         asked = Asked(graph, legal, free, limit, fixed, time_limit_s, completed)
@@ -134,7 +150,7 @@ def make_plan(
     unknown = _unknown(best)
     if strict and unknown:
         raise UnknownPrimitiveError.of(unknown)
-    plan = _report(traced, graph, topology, best, looked, limit, pinned, unknown, time.monotonic() - start)
+    plan = _report(traced, graph, digest, topology, best, looked, limit, pinned, unknown, time.monotonic() - start)
     if propagated is not None:
         plan = _propagated(plan, best, propagated)
     if placed is not None:
@@ -202,9 +218,10 @@ def _unknown(found: Found) -> tuple[tuple[str, int, str], ...]:
 
 
 def _report(
-    traced: Traced, graph: Graph, topology: Topology, best: Found, looked: Sequence[Looked], limit: int,
+    traced: Traced, graph: Graph, digest: str, topology: Topology, best: Found, looked: Sequence[Looked], limit: int,
     pinned: Mapping[int, tuple[str, Sharding]], unknown: tuple[tuple[str, int, str], ...], search_s: float,
 ) -> Plan:  # fmt: skip
+    names = _names(graph, best)
     layout, timeline = best.realized.layout, best.timeline
     inputs = tuple(
         Array(path, graph.values[v].shape, graph.values[v].dtype, layout.values.get(v))
@@ -220,7 +237,7 @@ def _report(
     used = best.footprint
     return Plan(
         function=traced.name,
-        graph_hash=graph_hash(graph),
+        graph_hash=digest,
         topology=topology.name,
         mesh=best.mesh,
         layout=layout,
@@ -241,8 +258,8 @@ def _report(
         status=best.status,
         search_s=search_s,
         memory=Memory(limit, used.by_kind, used.by_argument),
-        collectives=collectives_of(best, graph),
-        choices=choices_of(best, graph, pinned),
+        collectives=_collectives(best, names),
+        choices=_choices(best, graph, pinned, names),
         tried=tuple(Tried(f.mesh.sizes, f.cost_s, f.status, f.search_s) for f in looked),
         unknown=unknown,
         pins={pattern: str(s) for pattern, s in pinned.values()},
@@ -263,10 +280,9 @@ def versions() -> dict[str, str]:
     return out
 
 
-def collectives_of(found: Found, graph: Graph) -> tuple[Collective, ...]:
+def _collectives(found: Found, names: Mapping[int, str]) -> tuple[Collective, ...]:
     """Planned collectives, largest total first; equal ones (same operation, kind, axes, size) together."""
     ops = {v.op.id: v.op for v in found.priced.program.grouping.visits}
-    names = _names(graph, found)
     merged: dict[tuple[Any, ...], Collective] = {}
     for c in found.realized.collectives:
         op = ops.get(c.op)
@@ -293,9 +309,10 @@ def _names(graph: Graph, found: Found) -> dict[int, str]:
     return out
 
 
-def choices_of(found: Found, graph: Graph, pinned: Mapping[int, tuple[str, Sharding]]) -> tuple[Choice, ...]:
+def _choices(
+    found: Found, graph: Graph, pinned: Mapping[int, tuple[str, Sharding]], names: Mapping[int, str]
+) -> tuple[Choice, ...]:
     """One entry per decision group, inputs first."""
-    names = _names(graph, found)
     paths = dict(zip(graph.inputs, graph.input_paths, strict=True))
     grouping = found.priced.program.grouping
     out = []

@@ -41,16 +41,16 @@ def reason(priced: Priced, choice: Sequence[int], value: int, pinned: bool) -> R
     place = priced.program.grouping.place(value)
     if place is None or pinned:
         return Reason("pinned" if pinned else "only legal", None)
-    node = priced.number[place.group]
-    forms = forms_of(priced, value)
+    mine, options = choice[priced.number[place.group]], priced.strategies[place.group]
     costs = conditional_costs(priced, choice, place.group)
-    mine = forms[choice[node]]
-    others = [i for i, f in enumerate(forms) if f != mine and np.isfinite(costs[i])]
-    if not others:
+    coded = priced.pricer.coded(options)
+    _, form = coded.distinct([coded.of(c) for c in place.dims if c >= 0])
+    costs_of_others = np.where(form == form[mine], np.inf, costs)
+    best = int(np.argmin(costs_of_others))
+    if not np.isfinite(costs_of_others[best]):
         return Reason("only legal", None)
-    best = min(others, key=lambda i: (costs[i], i))
-    extra = float(costs[best] - costs[choice[node]])
-    runner_up = Alternative(Sharding(forms[best]), extra)
+    extra = float(costs[best] - costs[mine])
+    runner_up = Alternative(Sharding(tuple(options[best].classes[c] if c >= 0 else () for c in place.dims)), extra)
     if extra < 0:
         return Reason("memory", runner_up)  # cheaper by itself: only the memory limit forbids it
     return Reason("cheapest" if extra > 1e-12 else "tied", runner_up)
