@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -11,12 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec
 
 from parallelizer import zoo
 from parallelizer.errors import BatchInputsError, MicrobatchCountError, MicrobatchRefusedError, UnknownPathError
 from parallelizer.lower import lower
 from parallelizer.microbatches import batch_inputs, in_microbatches, microbatched
+from parallelizer.planning import make_plan, resolve_topology
 from parallelizer.prepared import prepared
+from parallelizer.runtime.runner import program_of
 from parallelizer.tracer import trace
 from passes.batchwise import MicrobatchError
 from passes.ir.graph import Graph, Op, walk
@@ -280,6 +284,26 @@ def test_a_refusal_says_where_and_what_to_do() -> None:
     graph = prepared(trace(lambda x: jnp.sort(x, axis=0), (X,)).graph)
     with pytest.raises(MicrobatchRefusedError, match=r"(?s)all examples.*test_microbatches.py:\d+ .*what to do"):
         microbatched(graph, 3, ("x",))
+
+
+def test_a_plan_of_a_step_in_microbatches() -> None:
+    """Planned and run like any other program; what the loop over microbatches adds up is as without it."""
+
+    def step(p: Any, x: jax.Array) -> Any:
+        gradients = jax.grad(lambda p: jnp.mean(jnp.tanh(jnp.tanh(x @ p["a"] + p["b"]) @ p["c"]) ** 2))(p)
+        return jax.tree.map(lambda a, g: a - 0.1 * g, p, gradients)
+
+    args = (PARAMS, arrays((64, 8))[0])
+    traced = trace(step, args, donate_argnums=0)
+    cut = microbatched(prepared(traced.graph), 4)
+    pins = {"x": PartitionSpec("x", None)}
+    plan = make_plan(replace(traced, graph=cut), resolve_topology("cpu:8"), {"x": 8}, pins=pins)
+    # At most what one microbatch reads is moved, never the batch.
+    assert all(c.size_bytes <= args[1].nbytes // 4 for c in plan.collectives if c.array == "x")
+    want = jax.jit(step)(*args)
+    got = program_of(plan)(*jax.tree.map(jnp.copy, args))
+    for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
 
 
 # ---- models ----
