@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 
+from parallelizer.dims import KINDS, DimCut
 from parallelizer.inspect.facts import ArgumentRow, Traffic, argument_rows, roles, traffic
 from parallelizer.inspect.pictures import colour, picture
-from parallelizer.inspect.report import RULES, TRIPS, reason_of, shown_arguments, why
+from parallelizer.inspect.report import RULES, TRIPS, noticed, reason_of, shown_arguments, shown_dims, why
 from parallelizer.inspect.words import (
     change_text,
     kind_text,
@@ -41,7 +42,7 @@ def fragment(plan: Plan) -> str:
     """The plan for the output of a notebook's cell: it takes the colours of where it stands."""
     style = files("parallelizer.inspect").joinpath("plan.css").read_text(encoding="utf-8")
     parts = [_head(plan), _time(plan), _memory(plan), _mesh(plan), _communication(plan), _arrays(plan)]
-    parts += [_tried(plan), _unknown(plan), _foot(plan)]
+    parts += [_dimensions(plan), _tried(plan), _unknown(plan), _foot(plan)]
     body = "\n".join(p for p in parts if p)
     return f'<div class="pz-plan"><style>{style}</style>\n{body}\n</div>'
 
@@ -248,6 +249,21 @@ def _array(r: ArgumentRow, plan: Plan, sizes: Mapping[str, int]) -> tuple[str, .
         escape(bytes_text(r.device_bytes)),
         reason if r.choices else "",
     )
+
+
+def _dimensions(plan: Plan) -> str:
+    sizes, (shown, rest) = plan.mesh.sizes, shown_dims(plan)
+    if not shown:
+        return ""
+
+    def cell(cuts: Sequence[DimCut]) -> str:
+        share = len(cuts) > 1
+        return ", ".join((_axes(c.axes, sizes) or "whole") + (f" {c.share:.0%}" if share else "") for c in cuts)
+
+    rows = [(escape(d.name), f"{d.size:,}", *(cell(noticed(d.of(kind))) for kind in KINDS)) for d in shown]
+    note = "one axis of the problem each, and the mesh axes that cut it, by bytes"
+    note += f"; {rest} that nothing cuts, or smaller, are left out" if rest else ""
+    return f"<h3>Dimensions <small>{note}</small></h3>" + _table(("dimension", "size", *KINDS), rows, ("size",))
 
 
 def _tried(plan: Plan) -> str:

@@ -11,7 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from parallelizer.dims import KINDS, DimCut, dims_of
+from parallelizer.dims import KINDS, DimCut, PlannedDim, dims_of
 from parallelizer.inspect.facts import ArgumentRow, argument_rows, roles, traffic
 from parallelizer.inspect.words import (
     broken,
@@ -187,11 +187,9 @@ def _arguments(plan: Plan) -> list[RenderableType]:
 
 def _dimensions(plan: Plan) -> list[RenderableType]:
     rows = table("dimension", "size", *KINDS, right=("size",))
-    listed = dims_of(plan)
-    shown = [d for d in listed if any(c.axes for c in d.cuts)] or list(listed)
-    for d in shown[:_DIMENSIONS]:
-        rows.add_row(d.name, f"{d.size:,}", *(_cuts_text(d.of(kind)) for kind in KINDS))
-    rest = len(listed) - len(shown[:_DIMENSIONS])
+    shown, rest = shown_dims(plan)
+    for d in shown:
+        rows.add_row(d.name, f"{d.size:,}", *(_cuts_text(noticed(d.of(kind))) for kind in KINDS))
     if not shown:
         return []
     title = (
@@ -200,12 +198,23 @@ def _dimensions(plan: Plan) -> list[RenderableType]:
     return [title, rows, *([f"... and {rest} that nothing cuts, or smaller"] if rest else []), ""]
 
 
+def shown_dims(plan: Plan) -> tuple[tuple[PlannedDim, ...], int]:
+    """The dimensions that something cuts (all of them where nothing is cut), and how many others there are."""
+    listed = dims_of(plan)
+    shown = tuple(d for d in listed if any(c.axes for c in d.cuts)) or listed
+    return shown[:_DIMENSIONS], len(listed) - len(shown[:_DIMENSIONS])
+
+
+def noticed(cuts: Sequence[DimCut]) -> tuple[DimCut, ...]:
+    """The three largest cuts, without those of few bytes."""
+    return tuple(c for c in cuts if c.share >= _NOTICED)[:3]
+
+
 def _cuts_text(cuts: Sequence[DimCut]) -> str:
     """ "x", "-" where it is whole, "x 75%, -" where arrays differ."""
-    large = [c for c in cuts if c.share >= _NOTICED]
-    if len(large) < 2:
-        return ("*".join(large[0].axes) or "-") if large else ""
-    return ", ".join(f"{'*'.join(c.axes) or '-'} {c.share:.0%}" for c in large[:3])
+    if len(cuts) < 2:
+        return ("*".join(cuts[0].axes) or "-") if cuts else ""
+    return ", ".join(f"{'*'.join(c.axes) or '-'} {c.share:.0%}" for c in cuts)
 
 
 def why(row: ArgumentRow) -> str:

@@ -238,6 +238,9 @@ def test_a_layout_and_our_plan_side_by_side():
     text = ours.diff(hand)
     assert "layout fsdp" in text and "zero3 by its other name" in text
     assert "PINNED BY THE USER" in hand.summary() and "layout fsdp" in hand.summary()
+    (row,) = [line for line in hand.summary().splitlines() if line.startswith("mlp ")]
+    assert row.split()[:4] == ["mlp", "64", "fsdp", "fsdp"]  # parameters, and their moments
+    assert "<h3>Dimensions" in hand._repr_html_() and "mlp" in hand._repr_html_()
 
 
 def test_a_users_pin_goes_before_the_layout():
