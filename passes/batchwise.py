@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from passes.ir.control import Carry, Control, control_of, has_control
 from passes.ir.graph import Graph, Literal, Op, Operand, Source
+from passes.linear import is_linear
 from passes.rules import Rule, rule_for
 
 
@@ -50,17 +51,6 @@ class MicrobatchError(ValueError):
         self.primitive = op.primitive if op is not None else ""
 
 
-# How an operation acts on sums over microbatches, which rules do not say: "all" is linear in all operands together (the
-# others must be zero), "first" in the first one, "product" in each one alone, "quotient" in the first, by the others.
-_LINEAR: Mapping[str, str] = {
-    **dict.fromkeys(("add", "add_any", "sub", "neg", "concatenate", "stack", "scatter-add", "complex"), "all"),
-    **dict.fromkeys(("mul", "dot_general"), "product"),
-    "div": "first", "select_n": "cases", "convert_element_type": "first", "reduce_sum": "first", "cumsum": "first",
-    "reshape": "first", "transpose": "first", "squeeze": "first", "broadcast_in_dim": "first", "slice": "first",
-    "rev": "first", "pad": "all", "dynamic_slice": "first", "dynamic_update_slice": "both", "gather": "first",
-    "copy": "first", "name": "first", "stop_gradient": "first", "sharding_constraint": "first", "real": "first",
-    "imag": "first", "conj": "first", "optimization_barrier": "each",
-}  # fmt: skip
 # Run foreign code, or are told sizes that belong to the whole batch.
 _WHOLE_ONLY = frozenset({"ffi_call", "pure_callback", "io_callback", "custom_call", "ragged_dot_general"})
 
@@ -231,22 +221,11 @@ class Batchwise:
     # ---- sums over the batch ----
     def linear(self, op: Op, states: Sequence[State | None]) -> None:
         """Inside a loop a sum over the batch is not finished yet: what is read must be linear in it."""
-        how = _LINEAR.get(op.primitive, "")
         parts = [isinstance(s, Part) for s in states]
-        if any(s == Part(c) for s in states for c in ("max", "min")):
-            how = ""
-        rest = [o for o, p in zip(op.inputs, parts, strict=True) if not p]
-        fine = {
-            "all": lambda: all(self.is_zero(o) for o in rest),
-            "both": lambda: all(p or self.is_zero(o) for o, p in zip(op.inputs[:2], parts[:2], strict=True)),
-            "cases": lambda: not parts[0] and all(self.is_zero(o) for o in rest[1:]),
-            "first": lambda: parts[0] and not any(parts[1:]),
-            "product": lambda: sum(parts) == 1,
-            "each": lambda: True,
-        }
-        if how not in fine or not fine[how]():
+        finished = any(isinstance(s, Part) and s.combine != "sum" for s in states)
+        if finished or not is_linear(self.graph, op, parts, self.is_zero):
             self.refuse(f"{self._sums(op)} is not complete inside a loop, and this is not linear in it", op)
-        if how == "each":
+        if op.primitive == "optimization_barrier":
             for r, s in zip(op.outputs, states, strict=True):
                 self.states[r] = s if s is not None else SAME
             return
