@@ -190,8 +190,9 @@ def communicated(text: str, count: int) -> list[dict[str, int]]:
     out: list[dict[str, int]] = [{} for _ in range(count)]
     for c in read_collectives(text):
         names = c.member_op_names if c.members > 1 else (c.op_name,)
-        for name, size in zip(names, c.member_bytes if c.members > 1 else (c.size_bytes,), strict=True):
-            where = re.findall(r"case(\d+)_", name) or re.findall(r"case(\d+)_", c.op_name)
+        joined = re.findall(r"case(\d+)_", c.op_name)  # of what is combined, in order
+        for k, (name, size) in enumerate(zip(names, c.member_bytes if c.members > 1 else (c.size_bytes,), strict=True)):
+            where = re.findall(r"case(\d+)_", name) or joined[k if len(joined) == c.members else 0 :]
             if not where:
                 raise AssertionError(f"{c.kind} of {size} bytes belongs to no case: {name!r} {c.op_name!r}")
             own = out[int(where[0])]
