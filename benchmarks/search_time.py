@@ -51,7 +51,7 @@ UNROLLED = (("scan", False),)
 CASES = (
     Case("gpt3-175b", "v5p:8x8x8", 512),
     Case("gpt3-175b", "v5p:8x8x8", 512, UNROLLED),
-    Case("llama3-405b", "v5p:8x8x16", 1024),
+    Case("llama3-405b", "v5p:8x8x16", 512, (("remat", "full"),)),
     Case("mixtral-8x7b", "h100:8x8", 64),
     Case("unet-toy", "v5e:8x8", 128),
     Case("unet-sd", "v5e:8x8", 128),

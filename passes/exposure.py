@@ -38,6 +38,11 @@ WAITED = Exposure()  # nothing is hidden: what machines do that cannot overlap
 HOPED = Exposure(parameter=0.1, gradient=0.1)  # what may hide does
 
 
+def between(a: Exposure, b: Exposure) -> Exposure:
+    """Half way from one to the other."""
+    return Exposure((a.parameter + b.parameter) / 2, (a.gradient + b.gradient) / 2, (a.activation + b.activation) / 2)
+
+
 def role_of(program: Program, value: int, group: Group) -> str:
     """Arguments of the step are parameters (or data, which is there as early); what no contraction depends on any more
     is a gradient."""

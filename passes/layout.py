@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from cost_model.mesh import LogicalMesh
 from cost_model.simulate import Timeline
-from passes.exposure import HOPED, WAITED, Exposure
+from passes.exposure import HOPED, WAITED, Exposure, between
 from passes.fold import fold
 from passes.footprint import Footprint, footprint
 from passes.grouping import group_values
@@ -23,6 +23,7 @@ from passes.meshes import possible_cuts
 from passes.pinning import LayoutError, PinError, fixed_in_front
 from passes.price import Priced
 from passes.program import Program, analyse
+from passes.question import Question
 from passes.realize import Realized, realize
 from passes.solve import warm_up
 from passes.timeline import exposure_of, simulate_plan
@@ -80,7 +81,7 @@ class Looked:
 # How often the limit of the memory model is lowered because the layout as lowered needs more than the model counts.
 _MOST_TIGHTER = 4
 # Layouts that are spelled out and simulated, the most promising first, and rounds with the shares of the best.
-_MOST_SPELLED_OUT = 6
+_MOST_SPELLED_OUT = 16
 _ROUNDS = 3
 # What a folded layout may become cheaper by when its layers may differ: more was not seen.
 _MAY_GAIN = 0.99
@@ -141,9 +142,9 @@ class _Entry:
 
 
 class _Search:
-    """All meshes at once. Where machines overlap communication with computing, each is solved as if what can hide did.
-    What costs least is spelled out and simulated; the shares of communication that the best of them really waits for
-    price another round, until nothing improves."""
+    """All meshes at once. Where machines overlap communication with computing, each is solved as if what can hide did,
+    and as if nothing did. What costs least by the first price is spelled out and simulated; the shares of communication
+    that the best of them really waits for price further rounds, until nothing improves."""
 
     def __init__(
         self, graph: Graph, meshes: Sequence[LogicalMesh], limit_bytes: int, pins: Mapping[int, Sharding],
@@ -158,13 +159,15 @@ class _Search:
         self.looked: dict[int, Looked] = {}
         self.failures: list[LayoutError] = []
         self.queue: list[tuple[float, int, int, int, _Entry]] = []
+        self.hoped: dict[int, Question] = {}  # per mesh, what prices all layouts alike in the queue
         self.entered = 0
 
     def run(self) -> tuple[Found, tuple[Looked, ...]]:
         count = len(self.searches)
         for i in range(count):
-            left = max(1.0, (self.deadline - time.monotonic()) / (count - i))
-            self.enter(i, time.monotonic() + left, HOPED if self.overlaps else WAITED)
+            by = time.monotonic() + max(1.0, (self.deadline - time.monotonic()) / (count - i))
+            for exposure in (HOPED, WAITED) if self.overlaps else (WAITED,):
+                self.enter(i, by, exposure)
         best: tuple[Found, _Entry] | None = None
         spelled = 0
         while self.queue and spelled < _MOST_SPELLED_OUT:
@@ -193,12 +196,13 @@ class _Search:
 
     def settled(self, best: Found, entry: _Entry) -> tuple[Found, _Entry]:
         """Priced with the shares that its own simulation shows, until what is found is no faster."""
-        exposure = best.priced.exposure
+        done = [best.priced.exposure]
         for _ in range(_ROUNDS):
-            _, shares = exposure_of(best.priced, best.realized, exposure)
-            if shares == exposure or time.monotonic() > self.deadline:
+            _, shares = exposure_of(best.priced, best.realized, done[-1])
+            exposure = shares if shares not in done else between(shares, HOPED)
+            if exposure in done or time.monotonic() > self.deadline:
                 break
-            exposure = shares
+            done.append(exposure)
             by = max(self.deadline, time.monotonic() + 1.0)
             again = self.solved(entry.mesh, self.limit_bytes, by, exposure)
             fits = None if again is None or again.candidate.choice is None else self.fitting(again)
@@ -206,9 +210,7 @@ class _Search:
                 break
             faster = fits[0].timeline.step_s < best.timeline.step_s * (1 - 1e-6)
             if faster or fits[0].choice == best.choice:
-                best, entry = fits  # the same layout, with a price and a bound by its own shares
-            if not faster:
-                break
+                best, entry = fits  # or the same layout, with a price and a bound by its own shares
         return best, entry
 
     def refined(self, found: Found, entry: _Entry) -> Found:
@@ -247,8 +249,15 @@ class _Search:
             self.put(entry)
 
     def put(self, entry: _Entry) -> None:
-        mesh, price = self.searches[entry.mesh].mesh, entry.candidate.cost_s
-        self.looked[entry.mesh] = Looked(mesh, price, entry.candidate.status, self.spent_s[entry.mesh])
+        mesh, candidate = self.searches[entry.mesh].mesh, entry.candidate
+        price, hoped = candidate.cost_s, self.hoped.get(entry.mesh)
+        if candidate.question.exposure == HOPED:
+            self.hoped[entry.mesh] = candidate.question
+        elif hoped is not None and hoped.options == candidate.question.options:
+            price = hoped.cost_s(candidate.answer.solution.choice or ())
+        before = self.looked.get(entry.mesh)
+        if before is None or price < before.cost_s:
+            self.looked[entry.mesh] = Looked(mesh, price, candidate.status, self.spent_s[entry.mesh])
         self.entered += 1
         # What is folded may still become cheaper: it is looked at before what costs about the same.
         price *= _MAY_GAIN if entry.candidate.folded else 1.0
