@@ -25,9 +25,8 @@ from parallelizer.errors import (
 from parallelizer.given import given_shardings
 from parallelizer.nnx_adapter import NnxAdapter, adapt
 from parallelizer.pin_levels import in_one
-from parallelizer.planning import make_plan, resolve_topology, uncollected, with_trips
+from parallelizer.planning import make_plan, planned_graph, resolve_topology, uncollected
 from parallelizer.plans import Plan
-from parallelizer.prepared import prepared
 from parallelizer.profiles import with_profile
 from parallelizer.runtime.devices import local_topology
 from parallelizer.runtime.program import OtherCall, Program
@@ -56,6 +55,7 @@ def plan(
     annotations: Literal["keep", "ignore"] = "keep",
     mode: Literal["search", "propagate"] = "search",
     layout: str | Mapping[str, Any] | None = None,
+    microbatches: int | Mapping[str, int] = 1,
     **kwargs: Any,
 ) -> Plan:
     """Find how one training step is cut over a machine. Needs shapes, not devices.
@@ -72,7 +72,9 @@ def plan(
     completes pins and annotations as XLA would, without a search, and warns where that alone forces arrays to move;
     a list of `pins` then gives them in order of priority.
     `layout` fixes all inputs as a hand-written layout does ("ddp", "fsdp", "megatron", ...; docs/layouts.md), or as
-    rules by dimension say ({"batch": "data", "mlp": "tensor"}); the search completes the rest.
+    rules by dimension say ({"batch": "data", "mlp": "tensor"}); the search completes the rest. `microbatches` takes the
+    batch in so many parts, one after the other, with equal results (or refuses); the batch is every input that is not
+    state, or what {"batch/*": 4} names.
 
     Raises the errors of `parallelizer.errors`; nothing is changed or run.
     """
@@ -86,7 +88,7 @@ def plan(
         "topology": topology, "mesh": mesh, "memory_bytes": memory_bytes, "pins": pins, "strict": strict,
         "donate_argnums": donate_argnums, "static_argnums": static_argnums, "static_argnames": static_argnames,
         "devices": devices, "time_limit_s": time_limit_s, "loop_trips": loop_trips,
-        "annotations": annotations, "mode": mode, "layout": layout,
+        "annotations": annotations, "mode": mode, "layout": layout, "microbatches": microbatches,
     }  # fmt: skip
     return planned(fn, args, kwargs, options)
 
@@ -121,19 +123,21 @@ def planned(
     rest = (options.get("memory_bytes"), options.get("pins"), options.get("strict", False))
     limits = options.get("time_limit_s", 60.0), options.get("loop_trips")
     rules = options.get("annotations", "keep"), options.get("mode", "search")
-    layout = options.get("layout")
+    parts = {"layout": options.get("layout"), "microbatches": options.get("microbatches", 1)}
     made: Plan | None = None
     if before is not None:
         with contextlib.suppress(ParallelizerError):  # then the state is moved at the first call with other shapes
             state = kept_shardings(before, traced)
             own = (before.mesh.sizes, rest[0], {**state, **pins}, rest[2])
             with uncollected():
-                made = make_plan(traced, machine, *own, *limits, *rules, layout=layout)
+                made = make_plan(traced, machine, *own, *limits, *rules, **parts)
     if made is None:
         with uncollected():
-            made = make_plan(traced, machine, mesh, *rest, *limits, *rules, layout=layout)
+            made = make_plan(traced, machine, mesh, *rest, *limits, *rules, **parts)
     if limits[1] is not None:
         traced_with["loop_trips"] = limits[1]
+    if parts["microbatches"] != 1:
+        traced_with["microbatches"] = parts["microbatches"]
     return replace(made, devices=present, nnx=adapted is not None, options=traced_with)
 
 
@@ -205,6 +209,7 @@ class Parallelized:
     _KNOWN = (
         "topology", "mesh", "memory_bytes", "pins", "strict", "donate_argnums", "static_argnums", "static_argnames",
         "devices", "time_limit_s", "loop_trips", "annotations", "mode", "layout",
+        "microbatches",
     )  # fmt: skip
 
     def __init__(self, fn: Callable[..., Any], options: Mapping[str, Any]) -> None:
@@ -302,7 +307,7 @@ def bound(made: Plan, fn: Callable[..., Any], args: Sequence[Any], kwargs: Mappi
     options = made.options
     static = options.get("static_argnums", ()), options.get("static_argnames", ())
     traced = traced_call(fn, args, kwargs, *static, options.get("donate_argnums", ()))
-    graph, _ = with_trips(prepared(traced.graph), options.get("loop_trips"))
+    graph, _ = planned_graph(traced, options.get("loop_trips"), options.get("microbatches", 1))
     given = {
         p: f"{graph.values[v].dtype}[{','.join(map(str, graph.values[v].shape))}]"
         for p, v in zip(graph.input_paths, graph.inputs, strict=True)

@@ -133,6 +133,7 @@ def _plan(options: argparse.Namespace) -> Any:
         memory_bytes=options.memory_bytes,
         pins=dict(options.pin) | ({"dims": options.dims} if options.dims else {}) or None,
         strict=options.strict,
+        microbatches=options.microbatches,
         mode=options.mode,
         layout=options.layout,
         donate_argnums=target.donate_argnums,
@@ -262,6 +263,9 @@ def _add_planning(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory-bytes", type=_bytes, help="memory per device, as in 80e9 or 80GB")
     parser.add_argument(
         "--pin", type=_pin, action="append", default=[], metavar="GLOB=SPEC", help="'params/*/kernel=x,-'"
+    )
+    parser.add_argument(
+        "--microbatches", type=int, default=1, help="take the batch in so many parts, one after the other"
     )
     parser.add_argument(
         "--mode", default="search", help="search (default), or propagate: complete pins and annotations, no search"

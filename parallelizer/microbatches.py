@@ -54,6 +54,24 @@ def microbatched(graph: Graph, count: int, batch: Sequence[str] = (), recompute:
         raise MicrobatchRefusedError.of(error.reason, str(error.source or ""), error.primitive) from error
 
 
+def asked_microbatches(graph: Graph, asked: int | Mapping[str, int]) -> Graph:
+    """The graph as `microbatches=` asks for it: a count, or {pattern of batch inputs: count}.
+
+    Raises as `microbatched`, and MicrobatchCountError where two patterns ask for different counts.
+    """
+    if isinstance(asked, int):
+        return graph if asked == 1 else microbatched(graph, asked)
+    counts = sorted(set(asked.values()))
+    if len(counts) != 1:
+        inputs = batch_inputs(graph, tuple(asked))
+        path = graph.input_paths[graph.inputs.index(next(iter(inputs)))]
+        size = graph.values[next(iter(inputs))].shape[0]
+        raise MicrobatchCountError.of(
+            path, size, counts[-1] if counts else 0, tuple(n for n in counts if size % n == 0)
+        )
+    return graph if counts == [1] else microbatched(graph, counts[0], tuple(asked))
+
+
 def batch_inputs(graph: Graph, patterns: Sequence[str] = ()) -> dict[int, int]:
     """The inputs that are the batch, with the dimension that counts examples (their first)."""
     arrays = {path: v for path, v in zip(graph.input_paths, graph.inputs, strict=True) if graph.values[v].shape}

@@ -32,6 +32,7 @@ from parallelizer.errors import (
     UnknownTopologyError,
 )
 from parallelizer.layouts import Rules, hand_layout
+from parallelizer.microbatches import asked_microbatches
 from parallelizer.own_programs import left_whole, mesh_inside
 from parallelizer.pin_levels import in_one
 from parallelizer.pins import check_pins, label, pin_axes, read_pins
@@ -100,13 +101,14 @@ def make_plan(
     annotations: str = "keep",
     mode: str = "search",
     layout: str | Rules | None = None,
+    microbatches: int | Mapping[str, int] = 1,
 ) -> Plan:
     """Search (or propagate) and report. Raises the errors of bad pins, annotations, meshes, memory, registered rules,
-    loop_trips, modes, layouts and (strict) unknown operations."""
+    loop_trips, modes, layouts, microbatches and (strict) unknown operations."""
     start = time.monotonic()
     if mode not in MODES:
         raise ModeError.of_mode(mode, MODES)
-    graph, loops = with_trips(prepared(traced.graph), loop_trips)
+    graph, loops = planned_graph(traced, loop_trips, microbatches)
     check_rules(graph)
     together, levels = in_one(pins)
     pinned = read_pins(together, graph)
@@ -141,7 +143,7 @@ def make_plan(
         best, looked = cached_search(graph, digest, legal, limit, fixed, time_limit_s, completed, versions())
     except MemoryError_ as error:
         free = meshes_for(topology, None, pin_axes(pinned))
-        asked = Asked(graph, legal, free, limit, fixed, time_limit_s, completed)
+        asked = Asked(graph, legal, free, limit, fixed, time_limit_s, completed, microbatches != 1)
         raise does_not_fit(error, asked) from error
     except TimeError as error:
         raise SearchTimeError.of(time_limit_s, time.monotonic() - start) from error
@@ -170,6 +172,14 @@ def _propagated(plan: Plan, best: Found, propagated: Propagated) -> Plan:
         for c in plan.choices
     )
     return replace(plan, mode="propagate", propagation=said, choices=choices)
+
+
+def planned_graph(
+    traced: Traced, loop_trips: int | Mapping[str, int] | None, microbatches: int | Mapping[str, int] = 1
+) -> tuple[Graph, tuple[Loop, ...]]:
+    """The graph that is planned: with the user's trip counts, its batch in parts. Raises the errors of both."""
+    graph, loops = with_trips(prepared(traced.graph), loop_trips)
+    return asked_microbatches(graph, microbatches), loops
 
 
 def with_trips(graph: Graph, loop_trips: int | Mapping[str, int] | None) -> tuple[Graph, tuple[Loop, ...]]:

@@ -6,10 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cost_model.mesh import LogicalMesh
-from parallelizer.errors import DoesNotFitError
+from parallelizer.errors import DoesNotFitError, ParallelizerError
+from parallelizer.microbatches import microbatched
 from passes.ir import Graph, Sharding
 from passes.layout import MemoryError_, search_layout
 from passes.pinning import LayoutError
+
+# Microbatches that are tried.
+_PARTS = (2, 4, 8, 16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +28,7 @@ class Asked:
     pins: Mapping[int, Sharding]
     time_limit_s: float
     apart: bool = False
+    in_parts: bool = False  # the batch is taken in microbatches already
 
 
 def does_not_fit(error: MemoryError_, asked: Asked) -> DoesNotFitError:
@@ -33,6 +38,7 @@ def does_not_fit(error: MemoryError_, asked: Asked) -> DoesNotFitError:
         peak = peak_of(changed)
         if peak is not None and peak <= asked.limit_bytes:
             relaxations.append((phrase, peak))
+    relaxations += _in_parts(error, asked)
     dominated = [*error.least.by_argument[:4], *(row for row in error.least.by_kind if row[0] != "arguments")]
     return DoesNotFitError.of(
         needed,
@@ -82,6 +88,22 @@ def _changes(asked: Asked, donating_bytes: int) -> list[tuple[str, Asked]]:
     if list(asked.free_meshes) != list(asked.meshes):
         out.append(("leave mesh out", replace(asked, meshes=asked.free_meshes)))
     return out
+
+
+def _in_parts(error: MemoryError_, asked: Asked) -> list[tuple[str, int]]:
+    """The fewest microbatches with which a plan fits, where activations matter and the step allows it."""
+    activations = dict(error.least.by_kind).get("activations", 0)
+    if asked.in_parts or activations < error.needed_bytes // 4 or set(asked.pins) - set(asked.graph.inputs):
+        return []
+    for count in _PARTS:
+        try:
+            parted = replace(asked, graph=microbatched(asked.graph, count))
+        except ParallelizerError:
+            return []  # the step does not allow it, or the batch does not divide
+        peak = peak_of(parted)
+        if peak is not None and peak <= asked.limit_bytes:
+            return [(f"microbatches={count}", peak)]
+    return []
 
 
 def _advice(error: MemoryError_) -> tuple[str, ...]:

@@ -76,9 +76,7 @@ class Folding:
         return _folding(self.program, self.occupied, {g: k for k, g in enumerate(self.program.grouping.groups)})
 
 
-def fold(
-    program: Program, platform: str, pins: Mapping[int, Sharding] | None = None, small: int = _SMALL
-) -> Folding:
+def fold(program: Program, platform: str, pins: Mapping[int, Sharding] | None = None, small: int = _SMALL) -> Folding:
     """Groups with equal prices, equal pins, equal memory (whenever it is taken) and equal wants to such neighbours are
     one class; in programs of up to `small` groups every group is one."""
     occupied = occupancy(program, platform)

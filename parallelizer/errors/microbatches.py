@@ -56,6 +56,8 @@ class BatchInputsError(ParallelizerError, ValueError):
             + ("their first dimensions differ" if shapes else "every input is state that the step hands on"),
             "",
             rows_shown(rows),
-            ("name them: batch=('batch/*',), one pattern or path per input whose first dimension counts examples",),
+            (
+                "name them: microbatches={'batch/*': 4}, with patterns or paths of inputs whose first dimension counts examples",
+            ),
             {"shapes": {path: list(shape) for path, shape in shapes.items()}},
         )

@@ -143,6 +143,7 @@ def test_plan_hands_everything_to_the_api(planned: SimpleNamespace, capsys: pyte
         "pins": {"batch": P("x"), "state/*": P(None, "y")},
         "strict": True,
         "mode": "search",
+        "microbatches": 1,
         "layout": None,
         "donate_argnums": (0,),
     }
