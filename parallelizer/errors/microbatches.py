@@ -56,8 +56,6 @@ class BatchInputsError(ParallelizerError, ValueError):
             + ("their first dimensions differ" if shapes else "every input is state that the step hands on"),
             "",
             rows_shown(rows),
-            (
-                "name them: microbatches={'batch/*': 4}, with patterns or paths of inputs whose first dimension counts examples",
-            ),
+            ("name them, by path or pattern: microbatches={'batch/*': 4}; first dimensions count examples",),
             {"shapes": {path: list(shape) for path, shape in shapes.items()}},
         )

@@ -57,7 +57,7 @@ SPEC = {
     ),
     "batch_inputs": (
         errors.BatchInputsError.of({"x": (4, 2), "table": (7,)}),
-        ["their first dimensions differ", "x: (4, 2)", "table: (7,)", "batch=("],
+        ["their first dimensions differ", "x: (4, 2)", "table: (7,)", "microbatches={"],
     ),
     "batch_inputs_none": (errors.BatchInputsError.of({}), ["every input is state", "name them"]),
     "unknown_dim": (
