@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from cost_model.scatters import scatters_by_reducing
 from passes.fast_memory import fast_bytes, in_fast_memory
-from passes.ir import Graph, Layout, Op, Sharding, Step, Use
+from passes.ir import Graph, Layout, Op, Sharding, Step, Use, Visit
 from passes.loops import brought_stacks
 from passes.memory import Life, peak_bytes, reused_outputs
 from passes.narrow import multiplies_in_bfloat16
@@ -175,15 +176,33 @@ def _stays_narrow(graph: Graph, value: int, readers: Sequence[Op]) -> bool:
 
 
 def _before_scatters(priced: Priced, realized: Realized, position: Mapping[int, int]) -> Iterator[Usage]:
-    """An operation's local result before its partial sums are scattered."""
+    """An operation's local result before its partial sums are scattered.
+
+    Where the compiler all-reduces instead (`scatters`), it does so for all results of a loop's body at once: they wait
+    for the last. (Seen in compiled programs, as tuples of all gradients.)
+    """
     visits = priced.program.grouping.visits
+    found: list[tuple[int, int, bool]] = []  # position, bytes, whether it waits
+    last: dict[tuple[int, ...], int] = {}
     for op, decision in realized.layout.ops.items():
         scattered = {a for r in decision.reductions if r.dim is not None for a in r.axes}
         form = decision.results[0] if decision.results else None
         if scattered and form is not None:
             whole = Sharding(tuple(tuple(a for a in d if a not in scattered) for d in form.dims))
-            at, value = position[op], visits[position[op]].op.outputs[0]
-            yield Usage(value, at, at + 1, local_bytes(priced, value, whole), "copies")
+            at = position[op]
+            waits = scatters_by_reducing(priced.mesh, sorted(scattered))
+            found.append((at, local_bytes(priced, visits[at].op.outputs[0], whole), waits))
+            if waits:
+                body = _body(visits[at])
+                last[body] = max(at, last.get(body, at))
+    for at, size, waits in found:
+        end = last[_body(visits[at])] if waits else at
+        yield Usage(visits[at].op.outputs[0], at, end + 1, size, "copies")
+
+
+def _body(visit: Visit) -> tuple[int, ...]:
+    """The loops and branches around an operation, by number."""
+    return tuple(op.id for op in visit.inside)
 
 
 def moves_of(layout: Layout, graph: Graph, use: Use) -> tuple[Step, ...]:
