@@ -134,7 +134,11 @@ def _tensor_dim(path: str, rank: int, first: int) -> int | None:
         return rank - 1
     if any(f"/{name}/" in f"/{path}" for name in ("down", "out")):
         return first
-    return (rank - 1 if int(path.split("/")[0].rpartition("_")[2]) % 2 == 0 else first) if "layer_" in path else None
+    return (
+        (rank - 1 if int(path.split("/")[0].rpartition("_")[2]) % 2 == 0 else first)
+        if path.startswith("layers_")
+        else None
+    )
 
 
 def _leaves(tree: Any) -> list[tuple[str, Any]]:

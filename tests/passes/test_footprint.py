@@ -1,6 +1,7 @@
 """Bytes of one device: sums that must agree, and figures of the compiler."""
 
 import pytest
+from jax.sharding import PartitionSpec as P
 
 import parallelizer as pz
 from parallelizer import zoo
@@ -43,6 +44,27 @@ def test_donating_saves_the_new_state():
 
 def test_checkpointing_layers_keeps_less():
     assert _plan(remat="full", layers=4).cost.peak_bytes < _plan(layers=4).cost.peak_bytes
+
+
+def test_gradients_that_are_reduced_together_wait_for_the_last():
+    """On a square slice of a v5e reduce-scatters become one all-reduce of the loop's body; on 2x8 they do not."""
+    waiting = {}
+    for topology, devices in (("v5e:4x4", 16), ("v5e:2x4", 8)):
+        model = zoo.model("mlp", hidden=512, layers=3)
+        weights = {f"state/params/{p}": P("x") for p in ("layers_0/kernel", "layers_1/kernel", "layers_2/kernel")}
+        plan = pz.plan(
+            model.step, model.state_shapes(), model.batch_shapes(batch=65536), topology=topology, mesh={"x": devices},
+            pins={"batch/x": P("x"), "batch/y": P("x"), **weights}, donate_argnums=(0,),
+        )  # fmt: skip
+        visits = plan.live.priced.program.grouping.visits
+        whole = [
+            u for u in usages_of(plan.live.priced, plan.live.realized)
+            if u.kind == "copies" and u.size_bytes == 4 * 512 * 512 and visits[u.start].op.outputs[0] == u.value
+        ]  # fmt: skip
+        waiting[topology] = {(u.start, u.end) for u in whole if u.end - u.start > 1}
+    assert not waiting["v5e:2x4"]
+    assert len(waiting["v5e:4x4"]) == 2, "all but the last"
+    assert len({end for _, end in waiting["v5e:4x4"]}) == 1
 
 
 def test_arguments_are_counted_in_main_memory_and_read_from_fast():
