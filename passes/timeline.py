@@ -104,7 +104,9 @@ class _Builder:
         seconds = (
             0.0 if small else c.count * c.share * self.pricer.collective(c.kind, c.axes, float(c.size_bytes), share)
         )
-        stream, *shares = communication_streams(self.priced.mesh, c.axes)
+        # XLA's scheduler keeps one collective of each kind in flight, whatever their links
+        # (`all_gather_overlap_limit` and its like are 1 by default).
+        stream, *shares = *communication_streams(self.priced.mesh, c.axes), f"{c.kind} in flight"
         role = "activation"
         if group is not None:
             role = role_of(self.priced.program, c.value, self.priced.program.grouping.groups[group.group])
