@@ -40,6 +40,17 @@ def _plan(name="mlp", batch=64, topology="v5e:2x4", **options):
                    donate_argnums=(0,), **options)  # fmt: skip
 
 
+def _small(batch=64, topology="v5e:2x4", **options):
+    """A step of two products, planned in no time."""
+    weights = jax.ShapeDtypeStruct((64, 64), jnp.float32)
+    x = {"x": jax.ShapeDtypeStruct((batch, 64), jnp.float32)}
+    return pz.plan(_descend, weights, x, topology=topology, **options)
+
+
+def _descend(weights, batch):
+    return weights - 0.1 * (batch["x"].T @ (batch["x"] @ weights))
+
+
 def _same(a, b):
     one, other = ({k: v for k, v in to_dict(p).items() if k not in TIMES} for p in (a, b))
     return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
@@ -56,11 +67,11 @@ def test_the_second_plan_is_the_first_without_a_search(folder, searches, name, t
 
 
 def test_another_question_is_searched(folder, searches):
-    _plan()
+    _small()
     for other in ({"batch": 128}, {"topology": "v5p:2x2x2"}, {"mesh": {"x": 8}}, {"memory_bytes": 1e9},
-                  {"pins": {"batch/*": ("x", None)}}):  # fmt: skip
+                  {"pins": {"batch/x": ("x", None)}}):  # fmt: skip
         before = len(searches)
-        _plan(**other)
+        _small(**other)
         assert len(searches) == before + 1
     assert len(list(folder.glob("*.json"))) == len(searches)
 
@@ -79,34 +90,34 @@ def test_another_question_is_searched(folder, searches):
     ],
 )
 def test_what_is_broken_or_untrue_costs_a_search_and_nothing_else(folder, searches, change):
-    first = _plan()
+    first = _small()
     (file,) = folder.glob("*.json")
     file.write_text(change(json.loads(file.read_text())))
-    again = _plan()
+    again = _small()
     assert len(searches) == 2 and _same(first, again)
-    assert _same(first, _plan()) and len(searches) == 2
+    assert _same(first, _small()) and len(searches) == 2
 
 
 def test_nothing_is_kept_where_the_user_wants_nothing_kept(tmp_path, monkeypatch, searches):
     monkeypatch.setenv(plan_cache.VARIABLE, "")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    _plan()
-    _plan()
+    _small()
+    _small()
     assert len(searches) == 2 and not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_written_to_keeps_nothing(tmp_path, monkeypatch, searches):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv(plan_cache.VARIABLE, str(tmp_path / "file"))
-    _plan()
-    _plan()
+    _small()
+    _small()
     assert len(searches) == 2
 
 
 def test_old_answers_make_room(folder, monkeypatch):
     monkeypatch.setattr(plan_cache, "_MOST_FILES", 2)
     for batch in (8, 16, 32):
-        _plan(batch=batch)
+        _small(batch=batch)
     assert len(list(folder.glob("*.json"))) == 2
 
 
