@@ -236,8 +236,11 @@ def _named(grid: Grid, cut: Sequence[str], devices: Sequence[Any], first: int) -
 def _timed(t: pz.Transfer, x: jax.Array, repeats: int) -> dict[str, Any]:
     """Both ways in turns: the caller's time while x is being computed, and the time until a finished x has arrived."""
     assert t.destination is not None
-    put: Callable[[jax.Array], jax.Array] = lambda a: jax.device_put(a, t.destination)  # noqa: E731
-    ways = {"run": t.run, "put": put}
+
+    def put(a: jax.Array) -> jax.Array:
+        return jax.device_put(a, t.destination)
+
+    ways: dict[str, Callable[[jax.Array], jax.Array]] = {"run": t.run, "put": put}
     rounds = max(1, round(2e9 / t.move.size_bytes))  # some hundred milliseconds
     soon = jax.jit(lambda a: a + 1, out_shardings=t.source)
     slow = jax.jit(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from parallelizer.neighbours import completed, totals, turned
-from passes.rules.exchanges import Border, Exchange
+from passes.rules.exchanges import Border, Exchange, Turn
 from passes.rules.movement import pad, roll, slice_
 
 if TYPE_CHECKING:
@@ -126,8 +126,8 @@ def local_roll(cut: Local, blocks: list[Any]) -> list[Any]:
     axes = cut.operands[0].dims[dim]
     if not axes:
         return cut.bind(blocks)
-    (turn,) = roll(cut.view).halos
-    return [turned(blocks[0], turn, axes, cut.sizes)]  # type: ignore[arg-type]
+    (turn,) = (h for h in roll(cut.view).halos if isinstance(h, Turn))
+    return [turned(blocks[0], turn, axes, cut.sizes)]
 
 
 def _lowest(dtype: Any) -> Any:

@@ -135,7 +135,8 @@ def test_the_way_of_an_axis_leads_back_to_its_annotation() -> None:
     assert [h.op.primitive for h in hops] == ["transpose", "tanh", "dot_general"]
     assert hops[-1].value == graph.inputs[0] and hops[-1].dim == 0 and seed is not None and seed.where == "a"
     assert all(h.op.source is not None and h.op.source.file.endswith("test_propagate.py") for h in hops)
-    assert found.way(graph.outputs[0], 0, "y")[1].where == "b"  # type: ignore[union-attr]
+    other = found.way(graph.outputs[0], 0, "y")[1]
+    assert other is not None and other.where == "b"
     assert found.way(graph.inputs[0], 0, "x") == ((), found.seeds[graph.inputs[0]])
     assert found.way(graph.outputs[0], 0, "x") == ((), None)
 
@@ -169,7 +170,8 @@ def test_an_annotation_is_taken_over_by_what_it_stands_on() -> None:
     (op,) = (op for op in graph.ops if op.primitive == "sharding_constraint")
     found = propagate(graph, SIZES, {op.outputs[0]: Seed(dims("x,-"), "here")})
     assert [result(found, graph, k) for k in (0, 1)] == ["[x, -]", "[x, -]"]
-    assert found.way(graph.outputs[1], 0, "x")[1].where == "here"  # type: ignore[union-attr]
+    seed = found.way(graph.outputs[1], 0, "x")[1]
+    assert seed is not None and seed.where == "here"
     opened = propagate(graph, SIZES, {op.outputs[0]: Seed(dims("x,*"), "here")})
     assert result(opened, graph, 1) == "[x, -]"  # by propagation instead
 
